@@ -1,0 +1,320 @@
+//! `postern-proxy`'s file: every field documented, every default stated; flags and environment lie over it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Span;
+use crate::id::SpiffeId;
+use crate::service::{check_name, is_host_port};
+
+/// The whole file.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProxyConfig {
+    /// Where the control plane is and how to join it.
+    pub control: Control,
+    /// The identity of this proxy's workload.
+    pub identity: Identity,
+    /// mTLS in, plain bytes to the app beside this proxy.
+    pub inbound: Vec<Inbound>,
+    /// Plain bytes from the app beside this proxy, mTLS out to a service.
+    pub outbound: Vec<Outbound>,
+    /// What bounds the work that others can cause here.
+    pub limits: Limits,
+    /// `/livez`, `/readyz` and `/metrics`.
+    pub metrics: Metrics,
+    /// Log lines.
+    pub log: Log,
+    /// OpenTelemetry export of traces and metrics; off unless an endpoint is given.
+    pub otlp: Otlp,
+    /// How it stops.
+    pub drain: Drain,
+    /// Threads that carry traffic; 0 takes one per processor.
+    pub workers: usize,
+}
+
+/// Where the control plane is and how to join it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Control {
+    /// `host:port`; left out, the join string's address is used.
+    pub address: Option<String>,
+    /// A file with the join string; `-` reads standard input.
+    pub join_file: Option<PathBuf>,
+}
+
+/// The identity of this proxy's workload.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Identity {
+    /// Wanted lifetime of a certificate; the control plane may shorten it.
+    pub ttl: Span,
+    /// A directory (0700) that keeps key and certificate (0600) over a restart; off by default, so that the
+    /// private key never leaves the process's memory.
+    pub cache: Option<PathBuf>,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self { ttl: Span::from_secs(3600), cache: None }
+    }
+}
+
+/// A listener for mutual TLS from peers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Inbound {
+    /// Where peers connect, `ip:port`.
+    pub listen: SocketAddr,
+    /// Where the app listens, `host:port`; normally on loopback.
+    pub app: String,
+    /// What the app speaks.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Tells the control plane that this listener serves a service; its expected identity must be this proxy's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announce: Option<Announce>,
+}
+
+/// An endpoint that this proxy announces.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Announce {
+    /// The service's name.
+    pub service: String,
+    /// Where peers reach this listener, `host:port`; left out, the listener's own address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
+
+/// A listener for the app's own connections to one upstream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Outbound {
+    /// Where the app connects, `ip:port`; normally on loopback, since whoever reaches it speaks as this workload.
+    pub listen: SocketAddr,
+    /// A service by name; its endpoints and expected identity come from the control plane.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// A fixed upstream, `host:port`; needs `identity`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect: Option<String>,
+    /// The identity that the fixed upstream must prove, exactly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<SpiffeId>,
+    /// What the app speaks.
+    #[serde(default)]
+    pub protocol: Protocol,
+}
+
+/// How bytes of a listener are treated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Relayed as they are, whoever speaks first.
+    #[default]
+    Tcp,
+}
+
+/// What bounds the work that others can cause here. Each limit shows in the metrics when it bites.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Open connections over all listeners; further ones wait in the kernel's queue.
+    pub connections: usize,
+    /// Handshakes under way at once; further connections are closed with reason `overload`.
+    pub handshakes_in_progress: usize,
+    /// How many of these one source address may hold.
+    pub handshakes_per_source: usize,
+    /// From accept to the end of the handshake.
+    pub handshake_timeout: Span,
+    /// For reaching an app or an upstream's endpoint, each try.
+    pub connect_timeout: Span,
+    /// A connection on which no byte moves for this long is closed.
+    pub idle_timeout: Span,
+    /// Whether a connection is closed when the certificate that opened it expires, or lives on.
+    pub peer_expiry: PeerExpiry,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            handshakes_in_progress: 256,
+            handshakes_per_source: 64,
+            handshake_timeout: Span::from_secs(5),
+            connect_timeout: Span::from_secs(5),
+            idle_timeout: Span::from_secs(3600),
+            peer_expiry: PeerExpiry::Close,
+        }
+    }
+}
+
+/// What becomes of a connection whose peer's certificate expires while it is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerExpiry {
+    /// It is closed: an identity that was not renewed ends everywhere.
+    Close,
+    /// It lives on until policy, revocation or a bundle ends it; for protocols that cannot reconnect.
+    Keep,
+}
+
+/// `/livez`, `/readyz` and `/metrics`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Where they are served, `ip:port`; no secret and no peer's name is among them.
+    pub listen: SocketAddr,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([0, 0, 0, 0], 15020)) }
+    }
+}
+
+/// Log lines, on standard error.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `text` or `json`.
+    pub format: LogFormat,
+    /// A level (`error`, `warn`, `info`, `debug`, `trace`) or a filter such as `info,postern_proxy::identity=debug`.
+    pub level: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".to_owned() }
+    }
+}
+
+/// How a log line looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl std::str::FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(format!("{text:?} is neither `text` nor `json`")),
+        }
+    }
+}
+
+/// OpenTelemetry export.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Otlp {
+    /// A collector's OTLP/gRPC endpoint, such as `http://collector:4317`.
+    pub endpoint: Option<String>,
+}
+
+/// How it stops.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Drain {
+    /// How long open connections may go on after SIGTERM.
+    pub timeout: Span,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { timeout: Span::from_secs(30) }
+    }
+}
+
+/// A combination of fields that makes no sense. Printed without a place: several fields are involved.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{at}: {why}")]
+pub struct ConfigError {
+    /// Which part, such as `outbound[1]`.
+    pub at: String,
+    /// Cause and cure.
+    pub why: String,
+}
+
+impl ProxyConfig {
+    /// Checks what the types alone do not say. Reads nothing and connects nowhere.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let fail = |at: String, why: &str| Err(ConfigError { at, why: why.to_owned() });
+        if self.inbound.is_empty() && self.outbound.is_empty() {
+            return fail(
+                "config".to_owned(),
+                "nothing to do: give at least one `inbound` or `outbound` listener",
+            );
+        }
+        if let Some(address) = &self.control.address
+            && !is_host_port(address)
+        {
+            return fail("control.address".to_owned(), "write it as `host:port`");
+        }
+        for (i, inbound) in self.inbound.iter().enumerate() {
+            let at = || format!("inbound[{i}]");
+            if !is_host_port(&inbound.app) {
+                return fail(at(), "`app` is not `host:port`");
+            }
+            if let Some(announce) = &inbound.announce {
+                check_name(&announce.service).map_err(|e| ConfigError { at: at(), why: e.to_string() })?;
+                if announce.address.as_deref().is_some_and(|a| !is_host_port(a)) {
+                    return fail(at(), "`announce.address` is not `host:port`");
+                }
+                if announce.address.is_none() && inbound.listen.ip().is_unspecified() {
+                    return fail(
+                        at(),
+                        "listens on every address: say in `announce.address` which one peers reach",
+                    );
+                }
+            }
+        }
+        for (i, outbound) in self.outbound.iter().enumerate() {
+            let at = || format!("outbound[{i}]");
+            match (&outbound.service, &outbound.connect, &outbound.identity) {
+                (Some(name), None, None) => {
+                    check_name(name).map_err(|e| ConfigError { at: at(), why: e.to_string() })?;
+                }
+                (None, Some(connect), Some(_)) if is_host_port(connect) => {}
+                (None, Some(_), Some(_)) => return fail(at(), "`connect` is not `host:port`"),
+                (None, Some(_), None) => {
+                    return fail(at(), "`connect` needs `identity`: who must answer there?");
+                }
+                _ => return fail(at(), "give either `service`, or `connect` with `identity`"),
+            }
+        }
+        self.limits.check()
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), ConfigError> {
+        let fail =
+            |field: &str, why: &str| Err(ConfigError { at: format!("limits.{field}"), why: why.to_owned() });
+        if self.connections == 0 || self.handshakes_in_progress == 0 || self.handshakes_per_source == 0 {
+            return fail(
+                "connections, handshakes_in_progress, handshakes_per_source",
+                "0 would admit nobody",
+            );
+        }
+        if self.handshakes_per_source > self.handshakes_in_progress {
+            return fail("handshakes_per_source", "is greater than handshakes_in_progress");
+        }
+        // A silent peer must not hold a slot for longer than an operator would notice.
+        if self.handshake_timeout > Span::from_secs(10) || self.handshake_timeout == Span::from_secs(0) {
+            return fail("handshake_timeout", "must lie between 1ms and 10s");
+        }
+        Ok(())
+    }
+}

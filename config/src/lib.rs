@@ -1,0 +1,20 @@
+//! The words both planes share: what an identity is, what a trust bundle holds, when a certificate
+//! is believed, what a policy says, how a file is read and what goes over the wire.
+//!
+//! Everything here is pure: no socket, no clock, no runtime. A function that needs the time takes it
+//! as a value, a function that checks signatures takes the algorithms.
+//!
+//! Read in this order: [`id`] (names), [`bundle`] (who is trusted), [`svid`] (the one verifier),
+//! [`policy`] (who may), [`reason`] (why not), [`file`] (what operators write), [`wire`] (what the planes say
+//! to each other), [`enroll`] (how an identity begins).
+
+pub mod bundle;
+pub mod enroll;
+pub mod file;
+pub mod id;
+pub mod policy;
+pub mod reason;
+pub mod revocation;
+pub mod service;
+pub mod svid;
+pub mod wire;

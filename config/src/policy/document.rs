@@ -1,0 +1,365 @@
+//! `AuthorizationPolicy` as it stands in a file: Istio's fields, strictly read, with line and column in every error.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::pattern::{IpBlock, NamespacePattern, Port, Principal, ServiceAccount, TextPattern};
+use crate::file::YamlError;
+use crate::id::SpiffeId;
+
+/// The annotation that makes a policy count as absent while it is tried out.
+const DRY_RUN: &str = "istio.io/dry-run";
+
+/// Why a policy document is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// Not readable as a policy; says where.
+    #[error(transparent)]
+    Yaml(#[from] YamlError),
+    /// JSON from the control plane that is not a policy.
+    #[error("policy document: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The same name twice in one input.
+    #[error("policy {0} stands twice in the input")]
+    Twice(String),
+}
+
+/// One `AuthorizationPolicy`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AuthorizationPolicy {
+    /// `security.istio.io/v1` or `security.istio.io/v1beta1`.
+    pub api_version: ApiVersion,
+    /// `AuthorizationPolicy`.
+    pub kind: Kind,
+    /// Name and namespace.
+    pub metadata: Metadata,
+    /// What it says; an empty one denies everything.
+    #[serde(default)]
+    pub spec: Spec,
+}
+
+/// The accepted API versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ApiVersion {
+    /// The stable version.
+    #[serde(rename = "security.istio.io/v1")]
+    V1,
+    /// The same fields under their older name.
+    #[serde(rename = "security.istio.io/v1beta1")]
+    V1Beta1,
+}
+
+/// The accepted kinds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Kind {
+    /// A policy that allows or denies.
+    AuthorizationPolicy,
+}
+
+/// A Kubernetes object's metadata, as far as it matters here. What an API server adds is read and dropped.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Metadata {
+    /// Unique within the namespace.
+    pub name: String,
+    /// Policies of the root namespace apply to every workload, others to those of their own namespace.
+    #[serde(default = "default_namespace")]
+    pub namespace: String,
+    /// Kept, without meaning here.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// `istio.io/dry-run: "true"` makes the policy count as absent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    creation_timestamp: Ignored,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    generation: Ignored,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    resource_version: Ignored,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    uid: Ignored,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    managed_fields: Ignored,
+}
+
+fn default_namespace() -> String {
+    "default".to_owned()
+}
+
+/// A field that is read and forgotten.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Ignored;
+
+impl<'de> Deserialize<'de> for Ignored {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        serde::de::IgnoredAny::deserialize(deserializer).map(|_| Self)
+    }
+}
+
+/// What a policy does where one of its rules matches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Action {
+    /// Allows, and denies what no ALLOW rule matches.
+    #[default]
+    Allow,
+    /// Denies, before any ALLOW.
+    Deny,
+    /// Marks the connection in the log.
+    Audit,
+}
+
+impl<'de> Deserialize<'de> for Action {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "ALLOW" => Ok(Self::Allow),
+            "DENY" => Ok(Self::Deny),
+            "AUDIT" => Ok(Self::Audit),
+            "CUSTOM" => Err(serde::de::Error::custom(
+                "action CUSTOM is not supported: there is no provider to delegate to",
+            )),
+            other => Err(serde::de::Error::custom(format_args!(
+                "unknown action {other:?}; use ALLOW, DENY or AUDIT"
+            ))),
+        }
+    }
+}
+
+/// A policy's content.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Spec {
+    /// Narrows the policy to workloads that carry all of these labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<Selector>,
+    /// ALLOW where it is left out.
+    #[serde(default)]
+    pub action: Action,
+    /// Any of these; none at all never matches, one empty rule always does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) rules: Vec<Rule>,
+}
+
+/// Labels that a workload must carry; they come from its registration, never from itself.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Selector {
+    /// All of these.
+    #[serde(default)]
+    pub match_labels: BTreeMap<String, String>,
+}
+
+/// All of `from`, `to` and `when`; each is met by any of its entries, an absent one always.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rule {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) from: Vec<From>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) to: Vec<To>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) when: Vec<Condition>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct From {
+    pub(super) source: Source,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct To {
+    pub(super) operation: Operation,
+}
+
+macro_rules! lists {
+    ($(#[doc = $doc:literal])+ $name:ident { $($field:ident: $type:ty,)+ }) => {
+        $(#[doc = $doc])+
+        #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        pub(super) struct $name {
+            $(#[serde(default, skip_serializing_if = "Vec::is_empty")]
+            pub(super) $field: Vec<$type>,)+
+        }
+    };
+}
+
+lists! {
+    /// Who: every given field must hold, each by any of its values; `not…` by none.
+    Source {
+        principals: Principal,
+        not_principals: Principal,
+        request_principals: TextPattern,
+        not_request_principals: TextPattern,
+        namespaces: NamespacePattern,
+        not_namespaces: NamespacePattern,
+        service_accounts: ServiceAccount,
+        not_service_accounts: ServiceAccount,
+        ip_blocks: IpBlock,
+        not_ip_blocks: IpBlock,
+        remote_ip_blocks: IpBlock,
+        not_remote_ip_blocks: IpBlock,
+    }
+}
+
+lists! {
+    /// What: only `ports` can be judged on a connection without HTTP.
+    Operation {
+        hosts: TextPattern,
+        not_hosts: TextPattern,
+        ports: Port,
+        not_ports: Port,
+        methods: TextPattern,
+        not_methods: TextPattern,
+        paths: TextPattern,
+        not_paths: TextPattern,
+    }
+}
+
+/// One `when` entry; its values are read by the kind of its key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Condition {
+    pub(super) key: Key,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) values: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) not_values: Vec<String>,
+}
+
+/// What a `when` entry looks at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(into = "String")]
+#[schemars(with = "String")]
+pub(super) enum Key {
+    SourceIp,
+    RemoteIp,
+    SourceNamespace,
+    SourceServiceAccount,
+    SourcePrincipal,
+    SourceTrustDomain,
+    DestinationIp,
+    DestinationPort,
+    Sni,
+    /// `request.headers[…]` and `request.auth.…`: only HTTP has them.
+    Http(String),
+}
+
+const KEYS: [(&str, Key); 9] = [
+    ("source.ip", Key::SourceIp),
+    ("remote.ip", Key::RemoteIp),
+    ("source.namespace", Key::SourceNamespace),
+    ("source.serviceAccount", Key::SourceServiceAccount),
+    ("source.principal", Key::SourcePrincipal),
+    ("source.trustDomain", Key::SourceTrustDomain),
+    ("destination.ip", Key::DestinationIp),
+    ("destination.port", Key::DestinationPort),
+    ("connection.sni", Key::Sni),
+];
+
+impl std::convert::From<Key> for String {
+    fn from(key: Key) -> Self {
+        match key {
+            Key::Http(name) => name,
+            other => {
+                KEYS.iter().find(|(_, k)| *k == other).map(|(name, _)| (*name).to_owned()).unwrap_or_default()
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if let Some((_, key)) = KEYS.iter().find(|(name, _)| *name == text) {
+            return Ok(key.clone());
+        }
+        let http = text.starts_with("request.headers[") || text.starts_with("request.auth.");
+        if http {
+            return Ok(Self::Http(text));
+        }
+        Err(serde::de::Error::custom(format_args!("unknown condition key {text:?}")))
+    }
+}
+
+impl AuthorizationPolicy {
+    /// Reads every document of a YAML text; the first mistake refuses them all.
+    pub fn from_yaml_stream(text: &str) -> Result<Vec<Self>, PolicyError> {
+        let policies: Vec<Self> = crate::file::parse_stream(text)?;
+        for (index, policy) in policies.iter().enumerate() {
+            policy
+                .check()
+                .map_err(|why| YamlError::without_place(format!("policy {}: {why}", policy.full_name())))?;
+            if policies[..index].iter().any(|earlier| earlier.full_name() == policy.full_name()) {
+                return Err(PolicyError::Twice(policy.full_name()));
+            }
+        }
+        Ok(policies)
+    }
+
+    /// Reads one JSON document, as [`Self::to_json`] writes it.
+    pub fn from_json(text: &str) -> Result<Self, PolicyError> {
+        let policy: Self = serde_json::from_str(text)?;
+        policy.check().map_err(<serde_json::Error as serde::de::Error>::custom)?;
+        Ok(policy)
+    }
+
+    /// One JSON document.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// `<namespace>/<name>`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.metadata.namespace, self.metadata.name)
+    }
+
+    /// Whether it only tries itself out.
+    pub fn is_dry_run(&self) -> bool {
+        self.metadata.annotations.get(DRY_RUN).is_some_and(|v| v == "true")
+    }
+
+    /// Whether it applies to a workload: by namespace, or everywhere from the root namespace, and by labels.
+    pub fn applies_to(
+        &self,
+        workload: &SpiffeId,
+        labels: &BTreeMap<String, String>,
+        root_namespace: &str,
+    ) -> bool {
+        let namespace = &self.metadata.namespace;
+        let in_scope = namespace == root_namespace || workload.namespace() == Some(namespace);
+        let selected =
+            self.spec.selector.iter().flat_map(|s| &s.match_labels).all(|(k, v)| labels.get(k) == Some(v));
+        in_scope && selected
+    }
+
+    /// What the fields' types alone do not say.
+    fn check(&self) -> Result<(), String> {
+        for (at, rule) in self.spec.rules.iter().enumerate() {
+            if rule.from.iter().any(|f| f.source == Source::default()) {
+                return Err(format!(
+                    "rule {at}: an empty `source` is not allowed; leave `from` out to match anyone"
+                ));
+            }
+            if rule.to.iter().any(|t| t.operation == Operation::default()) {
+                return Err(format!(
+                    "rule {at}: an empty `operation` is not allowed; leave `to` out to match all"
+                ));
+            }
+            for condition in &rule.when {
+                super::compile::check_condition(condition).map_err(|why| format!("rule {at}: {why}"))?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! Why a decision fell as it did, and which rule came closest to allowing it.
+
+use std::fmt;
+
+use super::compile::{Clause, CompiledRule, Test};
+use super::pattern::TextPattern;
+use super::{Connection, Policy, RuleRef, Verdict};
+
+/// What a verdict rests on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Because {
+    /// This ALLOW rule matched.
+    AllowedBy(RuleRef),
+    /// This DENY rule matched.
+    DeniedBy(RuleRef),
+    /// ALLOW policies apply and none of their rules matched.
+    NoRuleAllows {
+        /// The rule with the fewest unmet fields, and the first of those.
+        nearest: Option<Miss>,
+    },
+    /// No ALLOW policy applies: identities of the own trust domain are admitted.
+    NoPolicy,
+    /// No ALLOW policy applies, and the peer is of another trust domain.
+    ForeignTrustDomain,
+}
+
+/// A rule that did not match, and the first field that kept it from matching.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Miss {
+    /// The rule.
+    pub rule: RuleRef,
+    /// What it wants, such as `principal corp.example/ns/shop/sa/checkout`.
+    pub wants: String,
+}
+
+impl Because {
+    /// The rule that decided, if one did.
+    pub fn rule(&self) -> Option<RuleRef> {
+        match self {
+            Self::AllowedBy(rule) | Self::DeniedBy(rule) => Some(*rule),
+            _ => None,
+        }
+    }
+}
+
+/// The ALLOW rule with the fewest unmet clauses; the earlier one of equals.
+pub(super) fn nearest(rules: &[CompiledRule], connection: &Connection<'_>) -> Option<Miss> {
+    let missed = rules.iter().filter_map(|rule| {
+        let unmet: Vec<&Clause> =
+            rule.groups.iter().filter_map(|g| closest_alternative(g, connection)).flatten().collect();
+        let first = unmet.first()?;
+        Some((unmet.len(), rule.at, first.wants()))
+    });
+    let (_, rule, wants) = missed.min_by_key(|(count, _, _)| *count)?;
+    Some(Miss { rule, wants })
+}
+
+/// The unmet clauses of a group's alternative with the fewest of them; `None` where the group is met.
+fn closest_alternative<'a>(
+    group: &'a super::compile::Group,
+    connection: &Connection<'_>,
+) -> Option<Vec<&'a Clause>> {
+    let unmet =
+        |clauses: &'a Vec<Clause>| clauses.iter().filter(|c| !c.matches(connection)).collect::<Vec<_>>();
+    group.alternatives.iter().map(unmet).min_by_key(Vec::len).filter(|unmet| !unmet.is_empty())
+}
+
+impl Clause {
+    fn wants(&self) -> String {
+        let values: Vec<String> = self.tests.iter().take(3).map(Test::to_string).collect();
+        let more = if self.tests.len() > 3 { ", …" } else { "" };
+        let not = if self.negated { "not " } else { "" };
+        format!("{not}{} {}{more}", self.field, values.join(" or "))
+    }
+}
+
+impl fmt::Display for Test {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let json = |value: serde_json::Result<serde_json::Value>| {
+            value.ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+        };
+        let text = |pattern: &TextPattern| json(serde_json::to_value(pattern));
+        match self {
+            Self::Principal(p) | Self::TrustDomain(p) | Self::Sni(p) => f.write_str(&text(p)),
+            Self::Namespace(n) => f.write_str(&json(serde_json::to_value(n))),
+            Self::Account { namespace, account } => write!(f, "{namespace}/{account}"),
+            Self::SourceIp(block) | Self::DestinationIp(block) => {
+                f.write_str(&json(serde_json::to_value(block)))
+            }
+            Self::DestinationPort(port) => write!(f, "{}", port.0),
+        }
+    }
+}
+
+impl Policy {
+    /// A verdict in one sentence, for logs and operators.
+    pub fn explain(&self, verdict: &Verdict) -> String {
+        let rule = |at: &RuleRef| match self.names.get(at.policy) {
+            Some(name) => format!("{name} rule {}", at.rule),
+            None => format!("rule {}", at.rule),
+        };
+        match &verdict.because {
+            Because::AllowedBy(at) => format!("allowed by {}", rule(at)),
+            Because::DeniedBy(at) => format!("denied by {}", rule(at)),
+            Because::NoRuleAllows { nearest: Some(miss) } => {
+                format!("no ALLOW rule matches. Nearest: {} wants {}", rule(&miss.rule), miss.wants)
+            }
+            Because::NoRuleAllows { nearest: None } => "no ALLOW rule matches".to_owned(),
+            Because::NoPolicy => {
+                "no policy applies; any identity of the own trust domain may connect".to_owned()
+            }
+            Because::ForeignTrustDomain => {
+                "the peer is of another trust domain and no policy names it".to_owned()
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The small languages inside a policy document: text patterns, namespaces, accounts, address blocks, ports.
+//! Each is parsed when the document is read, so that a bad one is named with its line.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// The longest pattern in bytes; a SPIFFE ID fits.
+const MAX_PATTERN: usize = 2048;
+
+/// `abc`, `abc*`, `*abc` or `*`; a star elsewhere is a star.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum TextPattern {
+    Exact(String),
+    Prefix(String),
+    Suffix(String),
+    /// `*`: anything but the empty text.
+    Present,
+}
+
+impl TextPattern {
+    pub(super) fn matches(&self, text: &str) -> bool {
+        match self {
+            Self::Exact(exact) => text == exact,
+            Self::Prefix(prefix) => text.starts_with(prefix.as_str()),
+            Self::Suffix(suffix) => text.ends_with(suffix.as_str()),
+            Self::Present => !text.is_empty(),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        check_length(text)?;
+        Ok(if text == "*" {
+            Self::Present
+        } else if let Some(suffix) = text.strip_prefix('*') {
+            Self::Suffix(suffix.to_owned())
+        } else if let Some(prefix) = text.strip_suffix('*') {
+            Self::Prefix(prefix.to_owned())
+        } else {
+            Self::Exact(text.to_owned())
+        })
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Exact(exact) => exact.clone(),
+            Self::Prefix(prefix) => format!("{prefix}*"),
+            Self::Suffix(suffix) => format!("*{suffix}"),
+            Self::Present => "*".to_owned(),
+        }
+    }
+}
+
+/// A principal: a text pattern over the SPIFFE ID without its scheme.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Principal(pub(super) TextPattern);
+
+impl Principal {
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.starts_with("spiffe://") {
+            return Err(format!("principal {text:?} must be written without `spiffe://`"));
+        }
+        TextPattern::parse(text).map(Self)
+    }
+
+    fn text(&self) -> String {
+        self.0.text()
+    }
+}
+
+/// A namespace, in which every `*` stands for any run of characters; it is compared with the whole segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NamespacePattern(String);
+
+impl NamespacePattern {
+    pub(super) fn matches(&self, namespace: &str) -> bool {
+        let Some((head, rest)) = self.0.split_once('*') else { return self.0 == namespace };
+        let Some(mut left) = namespace.strip_prefix(head) else { return false };
+        let (middle, tail) = rest.rsplit_once('*').unwrap_or(("", rest));
+        // Leftmost matching of each middle part is enough: a later start never leaves more room.
+        for part in middle.split('*').filter(|p| !p.is_empty()) {
+            match left.find(part) {
+                Some(at) => left = &left[at + part.len()..],
+                None => return false,
+            }
+        }
+        left.ends_with(tail)
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        check_length(text)?;
+        if text.contains('/') {
+            return Err(format!("namespace {text:?} must not hold a `/`"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    fn text(&self) -> String {
+        self.0.clone()
+    }
+}
+
+/// `namespace/account`, or `account` in the policy's own namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ServiceAccount {
+    pub(super) namespace: Option<String>,
+    pub(super) account: String,
+}
+
+impl ServiceAccount {
+    fn parse(text: &str) -> Result<Self, String> {
+        check_length(text)?;
+        let (namespace, account) = match text.split_once('/') {
+            Some((namespace, account)) => (Some(namespace.to_owned()), account),
+            None => (None, text),
+        };
+        if account.is_empty()
+            || account.contains(['/', '*'])
+            || namespace.as_deref().is_some_and(|n| n.is_empty())
+        {
+            return Err(format!("{text:?} is not a service account; write `account` or `namespace/account`"));
+        }
+        Ok(Self { namespace, account: account.to_owned() })
+    }
+
+    fn text(&self) -> String {
+        match &self.namespace {
+            Some(namespace) => format!("{namespace}/{}", self.account),
+            None => self.account.clone(),
+        }
+    }
+}
+
+/// An address or a CIDR block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct IpBlock(IpNet);
+
+impl IpBlock {
+    pub(super) fn contains(&self, ip: IpAddr) -> bool {
+        // An IPv4 peer of a dual-stack listener shows up as ::ffff:a.b.c.d.
+        self.0.contains(&ip.to_canonical())
+    }
+
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            return Ok(Self(IpNet::from(ip)));
+        }
+        if let Ok(net) = text.parse::<IpNet>() {
+            return Ok(Self(net.trunc()));
+        }
+        let why = match text.split_once('/').map(|(ip, length)| (ip.parse::<IpAddr>(), length.parse::<u32>()))
+        {
+            Some((Ok(ip), Ok(_))) => {
+                format!(" (prefix length goes to {})", if ip.is_ipv4() { 32 } else { 128 })
+            }
+            _ => String::new(),
+        };
+        Err(format!("{text:?} is not a CIDR block{why}"))
+    }
+
+    fn text(&self) -> String {
+        self.0.to_string()
+    }
+}
+
+/// A port, written as text as Istio does, or as a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Port(pub(super) u16);
+
+impl Port {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        match text.parse::<u16>() {
+            Ok(port) if port > 0 => Ok(Self(port)),
+            _ => Err(format!("{text:?} is not a port (1 to 65535)")),
+        }
+    }
+
+    fn text(&self) -> String {
+        self.0.to_string()
+    }
+}
+
+fn check_length(text: &str) -> Result<(), String> {
+    match text.len() {
+        0 => Err("an empty pattern matches nothing; leave the field out to match everything".to_owned()),
+        n if n > MAX_PATTERN => Err(format!("a pattern of {n} bytes is too long (at most {MAX_PATTERN})")),
+        _ => Ok(()),
+    }
+}
+
+macro_rules! text_serde {
+    ($($type:ident),+) => {$(
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.text())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Self::parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+            }
+        }
+
+        impl JsonSchema for $type {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                schemars::json_schema!({ "type": "string" })
+            }
+        }
+    )+};
+}
+
+text_serde!(TextPattern, Principal, NamespacePattern, ServiceAccount, IpBlock, Port);

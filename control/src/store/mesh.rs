@@ -1,0 +1,212 @@
+//! What proxies are told and what they answer: services, announced endpoints, policies, acknowledgements.
+
+use postern_config::id::SpiffeId;
+use postern_config::policy::AuthorizationPolicy;
+use postern_config::service::Service;
+use sqlx::Row as _;
+
+use super::{Change, Store, StoreError, json, parsed};
+
+/// An endpoint that a proxy announced for a service of its own identity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Announced {
+    /// The service's name.
+    pub service: String,
+    /// `ip:port`.
+    pub address: String,
+}
+
+/// What a proxy last said about the generations pushed to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acknowledgement {
+    /// Its lineage.
+    pub lineage: String,
+    /// What it calls itself.
+    pub instance: String,
+    /// Its software version.
+    pub version: String,
+    /// The generation it answered.
+    pub generation: u64,
+    /// Empty: in force. Otherwise why it kept its last good state.
+    pub error: String,
+    /// When it said so.
+    pub last_seen: i64,
+}
+
+impl Store {
+    /// All services as applied, by name.
+    pub async fn services(&self) -> Result<Vec<Service>, StoreError> {
+        let rows =
+            sqlx::query("SELECT name, identity, endpoints FROM services ORDER BY name").fetch_all(&self.read).await?;
+        rows.iter()
+            .map(|row| {
+                Ok(Service {
+                    name: row.try_get("name")?,
+                    identity: parsed(row, "identity", "SPIFFE ID")?,
+                    endpoints: json(row, "endpoints", "list of endpoints")?,
+                })
+            })
+            .collect()
+    }
+
+    /// Announced endpoints whose lineage still has the service's identity and whose lease has not ended.
+    pub async fn announced(&self, now: i64) -> Result<Vec<Announced>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT DISTINCT a.service, a.address FROM announcements a \
+             JOIN lineages l ON l.id = a.lineage \
+             JOIN services s ON s.name = a.service AND s.identity = l.spiffe_id \
+             WHERE a.expires_at IS NULL OR a.expires_at > $1 ORDER BY a.service, a.address",
+        )
+        .bind(now)
+        .fetch_all(&self.read)
+        .await?;
+        rows.iter().map(|r| Ok(Announced { service: r.try_get("service")?, address: r.try_get("address")? })).collect()
+    }
+
+    /// All policies, by namespace and name.
+    pub async fn policies(&self) -> Result<Vec<AuthorizationPolicy>, StoreError> {
+        let rows =
+            sqlx::query("SELECT document FROM policies ORDER BY namespace, name").fetch_all(&self.read).await?;
+        rows.iter()
+            .map(|row| {
+                let text: String = row.try_get("document")?;
+                AuthorizationPolicy::from_json(&text)
+                    .map_err(|_| StoreError::Unreadable { what: "policy", value: text })
+            })
+            .collect()
+    }
+}
+
+impl Change {
+    /// Creates or replaces a service.
+    pub async fn put_service(&mut self, service: &Service) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO services (name, identity, endpoints) VALUES ($1, $2, $3) \
+             ON CONFLICT (name) DO UPDATE SET identity = excluded.identity, endpoints = excluded.endpoints",
+        )
+        .bind(service.name.as_str())
+        .bind(service.identity.as_str())
+        .bind(serde_json::json!(service.endpoints).to_string())
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(())
+    }
+
+    /// Removes a service and says whether it was there.
+    pub async fn remove_service(&mut self, name: &str) -> Result<bool, StoreError> {
+        let done = sqlx::query("DELETE FROM services WHERE name = $1").bind(name).execute(&mut *self.tx).await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// A service's identity and whether its endpoints are fixed.
+    pub async fn service(&mut self, name: &str) -> Result<Option<(SpiffeId, bool)>, StoreError> {
+        let row = sqlx::query("SELECT identity, endpoints FROM services WHERE name = $1")
+            .bind(name)
+            .fetch_optional(&mut *self.tx)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        let fixed: Vec<String> = json(&row, "endpoints", "list of endpoints")?;
+        Ok(Some((parsed(&row, "identity", "SPIFFE ID")?, !fixed.is_empty())))
+    }
+
+    /// Creates or replaces a policy.
+    pub async fn put_policy(&mut self, namespace: &str, name: &str, document: &str) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO policies (namespace, name, document) VALUES ($1, $2, $3) \
+             ON CONFLICT (namespace, name) DO UPDATE SET document = excluded.document",
+        )
+        .bind(namespace)
+        .bind(name)
+        .bind(document)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(())
+    }
+
+    /// Removes a policy and says whether it was there.
+    pub async fn remove_policy(&mut self, namespace: &str, name: &str) -> Result<bool, StoreError> {
+        let done = sqlx::query("DELETE FROM policies WHERE namespace = $1 AND name = $2")
+            .bind(namespace)
+            .bind(name)
+            .execute(&mut *self.tx)
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// A lineage's announcements with an open lease or one that can be taken up again.
+    pub async fn announcements_of(&mut self, lineage: &str) -> Result<Vec<Announced>, StoreError> {
+        let rows =
+            sqlx::query("SELECT service, address FROM announcements WHERE lineage = $1 ORDER BY service, address")
+                .bind(lineage)
+                .fetch_all(&mut *self.tx)
+                .await?;
+        rows.iter().map(|r| Ok(Announced { service: r.try_get("service")?, address: r.try_get("address")? })).collect()
+    }
+
+    /// Replaces a lineage's announcements; they hold until [`Change::release_announcements`].
+    pub async fn replace_announcements(&mut self, lineage: &str, all: &[Announced]) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM announcements WHERE lineage = $1").bind(lineage).execute(&mut *self.tx).await?;
+        for one in all {
+            sqlx::query("INSERT INTO announcements (service, address, lineage) VALUES ($1, $2, $3)")
+                .bind(one.service.as_str())
+                .bind(one.address.as_str())
+                .bind(lineage)
+                .execute(&mut *self.tx)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Lets a lineage's announcements end at `at`, because its stream is gone.
+    pub async fn release_announcements(&mut self, lineage: &str, at: i64) -> Result<(), StoreError> {
+        sqlx::query("UPDATE announcements SET expires_at = $2 WHERE lineage = $1 AND expires_at IS NULL")
+            .bind(lineage)
+            .bind(at)
+            .execute(&mut *self.tx)
+            .await?;
+        Ok(())
+    }
+
+    /// Lets every open announcement end at `at`: after a start no stream is open yet.
+    pub async fn release_all_announcements(&mut self, at: i64) -> Result<(), StoreError> {
+        sqlx::query("UPDATE announcements SET expires_at = $1 WHERE expires_at IS NULL")
+            .bind(at)
+            .execute(&mut *self.tx)
+            .await?;
+        Ok(())
+    }
+
+    /// Drops announcements whose lease ended, and says how many.
+    pub async fn sweep_announcements(&mut self, now: i64) -> Result<u64, StoreError> {
+        let done =
+            sqlx::query("DELETE FROM announcements WHERE expires_at <= $1").bind(now).execute(&mut *self.tx).await?;
+        Ok(done.rows_affected())
+    }
+
+    /// Records what a proxy said last.
+    pub async fn put_acknowledgement(&mut self, ack: &Acknowledgement) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO proxies (lineage, instance, version, generation, error, last_seen) \
+             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (lineage) DO UPDATE SET instance = excluded.instance, \
+             version = excluded.version, generation = excluded.generation, error = excluded.error, \
+             last_seen = excluded.last_seen",
+        )
+        .bind(ack.lineage.as_str())
+        .bind(ack.instance.as_str())
+        .bind(ack.version.as_str())
+        .bind(ack.generation as i64)
+        .bind(ack.error.as_str())
+        .bind(ack.last_seen)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(())
+    }
+}
+
+impl Store {
+    /// When the first lease of an announcement ends.
+    pub async fn first_lease_end(&self) -> Result<Option<i64>, StoreError> {
+        let row = sqlx::query("SELECT MIN(expires_at) FROM announcements").fetch_one(&self.read).await?;
+        Ok(row.try_get(0)?)
+    }
+}
