@@ -53,7 +53,7 @@ pub enum JoinError {
 /// A join string, taken apart: everything a proxy needs to begin.
 ///
 /// Shape: `v1.<token id>.<secret>.<pin>[~<next pin>].<place>`, where secret and pins are 32 bytes in unpadded base64url and
-/// place is `<trust domain>,<host:port>` in the same form.
+/// place is `<trust domain>,<host:port>,` in the same form; the last comma shows that nothing was cut off.
 #[derive(Clone)]
 pub struct JoinString {
     /// The token's public name, a ULID.
@@ -72,7 +72,7 @@ impl JoinString {
     /// The whole string, secret included: for the file that carries it, nothing else.
     pub fn reveal(&self) -> Zeroizing<String> {
         let pins: Vec<String> = self.pins.iter().map(|p| URL_SAFE_NO_PAD.encode(p.0)).collect();
-        let place = URL_SAFE_NO_PAD.encode(format!("{},{}", self.trust_domain, self.address));
+        let place = URL_SAFE_NO_PAD.encode(format!("{},{},", self.trust_domain, self.address));
         let secret = Zeroizing::new(URL_SAFE_NO_PAD.encode(self.secret.as_slice()));
         Zeroizing::new(format!("v1.{}.{}.{}.{place}", self.token_id, secret.as_str(), pins.join("~")))
     }
@@ -128,7 +128,7 @@ fn decode_32(text: &str) -> Option<[u8; 32]> {
 
 fn parse_place(text: &str) -> Option<(TrustDomain, String)> {
     let place = String::from_utf8(URL_SAFE_NO_PAD.decode(text).ok()?).ok()?;
-    let (trust_domain, address) = place.split_once(',')?;
+    let (trust_domain, address) = place.strip_suffix(',')?.split_once(',')?;
     let trust_domain = trust_domain.parse().ok()?;
     is_host_port(address).then(|| (trust_domain, address.to_owned()))
 }
