@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
 use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
+use x509_parser::asn1_rs::Sequence;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
@@ -28,8 +29,8 @@ pub use error::{Flaw, VerifyError};
 pub const MAX_CHAIN: usize = 4;
 /// The most bytes that a peer's certificates may have together; checked before anything is parsed.
 pub const MAX_CHAIN_BYTES: usize = 16 * 1024;
-/// The longest RSA modulus that is verified, in bits: larger ones cost CPU that an attacker does not pay.
-pub const MAX_RSA_BITS: usize = 4096;
+/// The RSA moduli that are verified, in bits: larger ones cost CPU that an attacker does not pay, smaller ones are weak.
+pub const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=4096;
 /// How far in the future a notBefore may lie, in seconds: two honest clocks differ. There is no tolerance after notAfter.
 pub const NOT_BEFORE_TOLERANCE: u64 = 60;
 
@@ -45,7 +46,7 @@ pub enum Role {
 /// The cryptography that the caller brings; this crate has none of its own.
 #[derive(Clone, Copy)]
 pub struct Algorithms<'a> {
-    /// Accepted certificate signatures.
+    /// Accepted certificate signatures; a leaf's own key must be of a kind that one of them takes.
     pub signatures: &'a [&'a dyn SignatureVerificationAlgorithm],
     /// SHA-256.
     pub sha256: fn(&[u8]) -> [u8; 32],
@@ -60,10 +61,14 @@ pub struct Peer {
     pub not_before: i64,
     /// The least notAfter over the path with its anchor, seconds since 1970.
     pub not_after: i64,
+    /// The leaf's own notBefore, seconds since 1970.
+    pub issued: i64,
     /// The leaf's serial number, big-endian, as it stands in the certificate.
     pub serial: Vec<u8>,
     /// The leaf's authority key identifier; empty where it has none.
     pub issuer_key_id: Vec<u8>,
+    /// (authority key identifier, serial number) of every issuer on the path, nearest first, anchor last.
+    pub issuers: Vec<(Vec<u8>, Vec<u8>)>,
     /// SHA-256 of the leaf.
     pub fingerprint: [u8; 32],
     /// SHA-256 of the SubjectPublicKeyInfo of every member of the path, leaf first, anchor last.
@@ -91,9 +96,11 @@ impl Peer {
             return Ok(());
         }
         let serial = (self.issuer_key_id.clone(), self.serial.clone());
-        let identity = revoked.identities.get(&self.id).is_some_and(|before| self.not_before < *before);
+        // The leaf's date alone counts: a renewed issuer of the same key must not make an old leaf look new.
+        let identity = revoked.identities.get(&self.id).is_some_and(|before| self.issued < *before);
         if identity
             || revoked.serials.contains(&serial)
+            || self.issuers.iter().any(|i| revoked.serials.contains(i))
             || self.spkis.iter().any(|s| revoked.spkis.contains(s))
         {
             return Err(VerifyError::Revoked { id: self.id.clone() });
@@ -122,6 +129,7 @@ pub fn verify(
     let leaf = &members[0];
     let id = leaf_identity(leaf)?;
     check_leaf_profile(leaf)?;
+    check_leaf_key(leaf, algorithms)?;
     let bundle = bundle_of(bundles, &id)?;
 
     let now_secs = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
@@ -195,7 +203,11 @@ fn subject_alternative_name<'a>(certificate: &X509Certificate<'a>) -> Result<Nam
     for extension in certificate.extensions() {
         if extension.oid == x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME {
             match extension.parsed_extension() {
-                ParsedExtension::SubjectAlternativeName(san) if found.is_none() => {
+                // A name whose value cannot be read may be a second URI name.
+                ParsedExtension::SubjectAlternativeName(san)
+                    if found.is_none()
+                        && !san.general_names.iter().any(|n| matches!(n, GeneralName::Invalid(..))) =>
+                {
                     found = Some((extension.critical, san.general_names.clone()));
                 }
                 _ => return Err(Flaw::Unreadable.into()),
@@ -225,16 +237,34 @@ fn check_leaf_profile(leaf: &X509Certificate<'_>) -> Result<(), VerifyError> {
         return Err(Flaw::ExtendedKeyUsage.into());
     }
     let san_is_critical = subject_alternative_name(leaf)?.is_some_and(|(critical, _)| critical);
-    if leaf.subject().iter().next().is_none() && !san_is_critical {
+    if leaf.subject().iter_attributes().next().is_none() && !san_is_critical {
         return Err(Flaw::SanNotCritical.into());
     }
     Ok(())
 }
 
 fn check_key_size(certificate: &X509Certificate<'_>) -> Result<(), VerifyError> {
-    match certificate.public_key().parsed() {
-        Ok(PublicKey::RSA(rsa)) if rsa.key_size() > MAX_RSA_BITS => Err(Flaw::KeyTooLarge.into()),
+    match certificate.public_key().parsed().map_err(|_| Flaw::Unreadable)? {
+        PublicKey::RSA(rsa) => {
+            let zeros = rsa.modulus.iter().take_while(|b| **b == 0).count();
+            if RSA_BITS.contains(&((rsa.modulus.len() - zeros) * 8)) {
+                Ok(())
+            } else {
+                Err(Flaw::RsaKeySize.into())
+            }
+        }
         _ => Ok(()),
+    }
+}
+
+/// The leaf's key will sign the handshake, where a bad kind would show as nothing but a bad signature.
+fn check_leaf_key(leaf: &X509Certificate<'_>, algorithms: Algorithms<'_>) -> Result<(), VerifyError> {
+    let (_, key) = Sequence::from_der(leaf.public_key().raw).map_err(|_| Flaw::Unreadable)?;
+    let (_, kind) = Sequence::from_der(&key.content).map_err(|_| Flaw::Unreadable)?;
+    if algorithms.signatures.iter().any(|a| *a.public_key_alg_id() == *kind.content) {
+        Ok(())
+    } else {
+        Err(Flaw::KeyKind.into())
     }
 }
 
@@ -242,7 +272,7 @@ fn check_key_size(certificate: &X509Certificate<'_>) -> Result<(), VerifyError> 
 /// Moving forward only makes the check of notAfter stricter.
 fn tolerant_time(members: &[X509Certificate<'_>], now: i64) -> Result<UnixTime, VerifyError> {
     let latest = members.iter().map(|m| m.validity().not_before.timestamp()).max().unwrap_or(now);
-    if latest > now + NOT_BEFORE_TOLERANCE as i64 {
+    if latest > now.saturating_add(NOT_BEFORE_TOLERANCE as i64) {
         return Err(VerifyError::NotYetValid { not_before: latest, now });
     }
     let at = u64::try_from(latest.max(now)).unwrap_or(0);
@@ -259,9 +289,11 @@ fn judge_path(
     algorithms: Algorithms<'_>,
 ) -> Result<Peer, VerifyError> {
     let anchor = bundle.anchor_of(path.anchor()).ok_or(VerifyError::UnknownIssuer)?;
-    let mut not_before = anchor.not_before().max(leaf.validity().not_before.timestamp());
+    let issued = leaf.validity().not_before.timestamp();
+    let mut not_before = anchor.not_before().max(issued);
     let mut not_after = anchor.not_after().min(leaf.validity().not_after.timestamp());
     let mut spkis = vec![(algorithms.sha256)(leaf.public_key().raw)];
+    let mut issuers = Vec::new();
     for member in path.intermediate_certificates() {
         let der = member.der();
         let ca = parse(&der)?;
@@ -269,20 +301,27 @@ fn judge_path(
         not_before = not_before.max(ca.validity().not_before.timestamp());
         not_after = not_after.min(ca.validity().not_after.timestamp());
         spkis.push((algorithms.sha256)(ca.public_key().raw));
+        issuers.push((anchor::authority_key_id(&ca), ca.raw_serial().to_vec()));
     }
+    if anchor.path_len().is_some_and(|most| issuers.len() > most as usize) {
+        return Err(Flaw::Path("an issuer's path length is exceeded").into());
+    }
+    issuers.push(anchor.issued_as().clone());
     spkis.push((algorithms.sha256)(anchor.spki()));
     if now > not_after {
         return Err(VerifyError::Expired { not_after, now });
     }
-    if not_before > now + NOT_BEFORE_TOLERANCE as i64 {
+    if not_before > now.saturating_add(NOT_BEFORE_TOLERANCE as i64) {
         return Err(VerifyError::NotYetValid { not_before, now });
     }
     Ok(Peer {
         id: id.clone(),
         not_before,
         not_after,
+        issued,
         serial: leaf.raw_serial().to_vec(),
         issuer_key_id: anchor::authority_key_id(leaf),
+        issuers,
         fingerprint: (algorithms.sha256)(path.end_entity().der().as_ref()),
         spkis,
         anchor: Arc::clone(anchor),

@@ -1,4 +1,4 @@
-//! A trust anchor: a CA certificate out of a bundle, with what webpki drops from it (its dates and key identifiers).
+//! A trust anchor: a CA certificate out of a bundle, with what webpki drops from it (its dates, path length and key identifiers).
 
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use x509_parser::prelude::{FromDer, ParsedExtension, X509Certificate};
@@ -12,6 +12,8 @@ pub struct Anchor {
     spki: Vec<u8>,
     not_before: i64,
     not_after: i64,
+    path_len: Option<u32>,
+    issued_as: (Vec<u8>, Vec<u8>),
 }
 
 impl Anchor {
@@ -23,18 +25,20 @@ impl Anchor {
         if !rest.is_empty() {
             return Err(AnchorError::Unreadable);
         }
-        let is_ca = matches!(certificate.basic_constraints(), Ok(Some(c)) if c.value.ca);
+        let constraints = certificate.basic_constraints().ok().flatten().map(|c| c.value);
         let may_sign = matches!(certificate.key_usage(), Ok(Some(u)) if u.value.key_cert_sign());
-        if !is_ca {
+        let Some(constraints) = constraints.filter(|c| c.ca) else {
             return Err(AnchorError::NotACa);
-        }
+        };
         if !may_sign {
             return Err(AnchorError::NoCertSign);
         }
         let validity = certificate.validity();
         let (not_before, not_after) = (validity.not_before.timestamp(), validity.not_after.timestamp());
         let spki = certificate.public_key().raw.to_vec();
-        Ok(Self { der, spki, not_before, not_after })
+        let path_len = constraints.path_len_constraint;
+        let issued_as = (authority_key_id(&certificate), certificate.raw_serial().to_vec());
+        Ok(Self { der, spki, not_before, not_after, path_len, issued_as })
     }
 
     /// The certificate.
@@ -55,6 +59,16 @@ impl Anchor {
     /// notAfter, seconds since 1970.
     pub fn not_after(&self) -> i64 {
         self.not_after
+    }
+
+    /// How many issuing CAs may stand between it and a leaf; webpki does not look.
+    pub(crate) fn path_len(&self) -> Option<u32> {
+        self.path_len
+    }
+
+    /// (authority key identifier, serial number): how a revocation names it.
+    pub(crate) fn issued_as(&self) -> &(Vec<u8>, Vec<u8>) {
+        &self.issued_as
     }
 
     /// What webpki needs of it.

@@ -38,6 +38,12 @@ pub enum VerifyError {
     /// No path to an anchor of the bundle.
     #[error("no path leads from the certificate to a root of its trust domain's bundle")]
     UnknownIssuer,
+    /// An enrolling proxy was not shown the root that its join string pins.
+    #[error(
+        "the control plane does not present the root that the join string pins: the address is wrong, or somebody is in \
+         between"
+    )]
+    RootNotPinned,
     /// The peer names a trust domain without a bundle here.
     #[error("the peer is of trust domain {presented}, for which there is no bundle here")]
     WrongTrustDomain {
@@ -101,8 +107,10 @@ pub enum Flaw {
     ExtendedKeyUsage,
     #[error("the subject is empty, so the subjectAltName must be critical  (RFC 5280 §4.2.1.6)")]
     SanNotCritical,
-    #[error("an RSA key has more than 4096 bits")]
-    KeyTooLarge,
+    #[error("an RSA key has fewer than 2048 or more than 4096 bits")]
+    RsaKeySize,
+    #[error("the leaf's key is of a kind that is not accepted here")]
+    KeyKind,
     #[error("an issuer in the path lacks keyCertSign  (X509-SVID §4.3)")]
     IssuerMayNotSign,
     #[error("an issuer in the path carries a name that is not its trust domain's  (X509-SVID §3.2)")]
@@ -118,7 +126,7 @@ impl VerifyError {
             Self::NoCertificate => Reason::NoCertificate,
             Self::Expired { .. } => Reason::Expired,
             Self::NotYetValid { .. } => Reason::NotYetValid,
-            Self::UnknownIssuer => Reason::UnknownIssuer,
+            Self::UnknownIssuer | Self::RootNotPinned => Reason::UnknownIssuer,
             Self::WrongTrustDomain { .. } => Reason::WrongTrustDomain,
             Self::BadSpiffeId(_) | Self::NoUriName | Self::ManyUriNames => Reason::BadSpiffeId,
             Self::Flaw(_) => Reason::BadCertificate,
