@@ -1,1 +1,333 @@
-//! Placeholder.
+//! The control plane: it gives every workload an identity, renews it, and tells every proxy what it has to know.
+//!
+//! # The life of an identity
+//! 1. An operator makes a join token for one SPIFFE ID ([`registry`], over [`api::admin`]). The store keeps a hash of its secret.
+//! 2. A proxy connects to the gRPC port ([`api::listen`], [`api::tls`]), checks the control plane by the pinned root, and calls
+//!    `Enroll` ([`api::grpc`]) with the secret, a certificate request, and its new key's signature over this very connection.
+//! 3. [`registry`] judges secret, request and proof, spends the token and signs ([`issue`], [`ca`]), all in one transaction of the
+//!    [`store`] together with the record ([`audit`]).
+//! 4. The proxy opens `Watch` ([`api::watch`]) with its certificate and is pushed bundles, policies and endpoints as numbered
+//!    generations ([`publish`]); it acknowledges each and announces where it listens.
+//! 5. Half-way through its life the certificate is renewed with a new key (`Renew`). The old serial stays good until the new one is
+//!    used for the first time; a superseded one is refused and put on record.
+//!
+//! A crash at any point loses nothing that was answered, and lets no token be used twice.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use postern_config::file::control::{ControlConfig, ControlMetricsListen};
+use postern_config::id::TrustDomain;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub mod api;
+pub mod audit;
+pub mod ca;
+pub mod cli;
+pub mod clock;
+pub mod digest;
+pub mod issue;
+pub mod limits;
+pub mod publish;
+pub mod registry;
+pub mod store;
+pub mod telemetry;
+
+use api::Plane;
+use api::tls::Presented;
+use clock::{millis, now_ms};
+
+/// The admin socket's name below the data directory.
+pub const ADMIN_SOCKET: &str = "admin.sock";
+/// The pause between two rounds of housekeeping: acknowledgements are saved and ended leases swept this often.
+const ROUND: Duration = Duration::from_secs(1);
+/// How long an ended certificate or token stays in the store, for whoever asks what it was.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How many rounds pass between two clean-ups.
+const CLEAN_UP_EVERY: u32 = 600;
+
+/// Why the control plane does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration contradicts itself.
+    #[error("configuration{0}")]
+    Config(#[from] postern_config::file::YamlError),
+    /// Another process serves this data directory.
+    #[error("another `postern serve` uses {}", .0.display())]
+    Locked(PathBuf),
+    /// First start without a trust domain.
+    #[error("this is the first start with {}: say which trust domain it shall be, with --trust-domain", .0.display())]
+    NoTrustDomain(PathBuf),
+    /// The data belongs to another trust domain.
+    #[error("{} belongs to the trust domain {stored}, not {wanted}; use another data directory", data.display())]
+    OtherTrustDomain {
+        /// The data directory.
+        data: PathBuf,
+        /// Whose it is.
+        stored: String,
+        /// What was asked for.
+        wanted: TrustDomain,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address or path.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The data directory cannot be used.
+    #[error("{}: {source}", path.display())]
+    Data {
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The keys cannot be used.
+    #[error(transparent)]
+    Ca(#[from] ca::CaError),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+    /// The first generation cannot be built.
+    #[error(transparent)]
+    Publish(#[from] publish::PublishError),
+    /// The TLS side cannot start.
+    #[error(transparent)]
+    Tls(#[from] api::tls::TlsError),
+}
+
+/// What a started control plane says about itself.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// The trust domain.
+    pub trust_domain: TrustDomain,
+    /// The root's pin.
+    pub root: String,
+    /// Where proxies connect, as bound.
+    pub listen: SocketAddr,
+    /// What join strings carry.
+    pub advertise: String,
+    /// Where probes are served, as bound.
+    pub metrics: Option<SocketAddr>,
+    /// The operators' socket.
+    pub admin: PathBuf,
+}
+
+/// Runs the control plane until `shutdown`. `ready` is called once, when every door is open.
+pub async fn run(
+    config: ControlConfig,
+    shutdown: CancellationToken,
+    ready: impl FnOnce(&Ready),
+) -> Result<(), ServeError> {
+    config.check()?;
+    let data = prepare(&config.data)?;
+    let _lock = lock(&data)?;
+    let store = store::Store::open(&data.join("postern.db")).await?;
+    let trust_domain = trust_domain(&store, &config, &data).await?;
+    let ca = Arc::new(ca::Ca::open(&data.join("ca"), &trust_domain, &config, now_ms() / 1000)?);
+
+    let listener = listen(config.listen).await?;
+    let bound = listener.local_addr().unwrap_or(config.listen);
+    let probes = match config.metrics.listen {
+        ControlMetricsListen::At(address) => Some(listen(address).await?),
+        ControlMetricsListen::Off(_) => None,
+    };
+    let metrics = telemetry::Metrics::new();
+    after_restart(&store, &ca).await?;
+    let plane = Arc::new(Plane {
+        registry: registry::Registry::new(
+            store.clone(),
+            Arc::clone(&ca),
+            config.svid.clone(),
+            metrics.clone(),
+        ),
+        publisher: publish::Publisher::start(
+            store.clone(),
+            Arc::clone(&ca),
+            config.root_namespace.clone(),
+            metrics.clone(),
+        )
+        .await?,
+        presented: Arc::new(Presented::new(&ca)?),
+        rotating: tokio::sync::Mutex::default(),
+        proxies: publish::Proxies::default(),
+        streams: TaskTracker::new(),
+        advertise: config.advertise.clone().unwrap_or_else(|| advertised(bound)),
+        store,
+        ca,
+        metrics,
+    });
+    let tls = api::tls::server_config(Arc::clone(&plane.presented), plane.publisher.subscribe())?;
+    let socket = data.join(ADMIN_SOCKET);
+    let operators = api::socket::bind(&socket)
+        .map_err(|source| ServeError::Listen { address: socket.display().to_string(), source })?;
+
+    let about = Ready {
+        trust_domain,
+        root: plane.ca.pin().to_string(),
+        listen: bound,
+        advertise: plane.advertise.clone(),
+        metrics: probes.as_ref().and_then(|p| p.local_addr().ok()),
+        admin: socket.clone(),
+    };
+    let tasks = TaskTracker::new();
+    tasks.spawn(api::listen::serve(listener, tls, Arc::clone(&plane), shutdown.clone()));
+    tasks.spawn(api::socket::serve(
+        operators,
+        socket,
+        api::admin::router(Arc::clone(&plane)),
+        shutdown.clone(),
+    ));
+    tasks.spawn(housekeeping(Arc::clone(&plane), shutdown.clone()));
+    if let Some(probes) = probes {
+        tasks.spawn(api::probes::serve(probes, Arc::clone(&plane), shutdown.clone()));
+    }
+    ready(&about);
+
+    shutdown.cancelled().await;
+    tasks.close();
+    tasks.wait().await;
+    plane.streams.close();
+    plane.streams.wait().await;
+    plane.store.close().await;
+    Ok(())
+}
+
+impl Plane {
+    /// Lets a new issuing CA take over, and the control plane's own certificate with it.
+    pub async fn rotate(&self, actor: &str) -> Result<(), ServeError> {
+        let _turn = self.rotating.lock().await;
+        // Key generation and two synced files: some milliseconds, once in days.
+        self.ca.rotate(now_ms() / 1000)?;
+        self.presented.replace(&self.ca)?;
+        record_issuing(&self.store, &self.ca, actor).await?;
+        Ok(())
+    }
+}
+
+fn prepare(data: &Path) -> Result<PathBuf, ServeError> {
+    ca::files::private_directory(data).map_err(ca::CaError::from)?;
+    data.canonicalize().map_err(|source| ServeError::Data { path: data.to_owned(), source })
+}
+
+/// Held as long as the process lives; the kernel gives it up when it dies, however it dies.
+fn lock(data: &Path) -> Result<File, ServeError> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let path = data.join("lock");
+    let open = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = open.map_err(|source| ServeError::Data { path: path.clone(), source })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(ServeError::Locked(data.to_owned())),
+        Err(std::fs::TryLockError::Error(source)) => Err(ServeError::Data { path, source }),
+    }
+}
+
+async fn trust_domain(
+    store: &store::Store,
+    config: &ControlConfig,
+    data: &Path,
+) -> Result<TrustDomain, ServeError> {
+    let stored = store.fact("trust_domain").await?;
+    match (stored, &config.trust_domain) {
+        (Some(stored), Some(wanted)) if stored != wanted.as_str() => {
+            Err(ServeError::OtherTrustDomain { data: data.to_owned(), stored, wanted: wanted.clone() })
+        }
+        (Some(stored), _) => stored
+            .parse()
+            .map_err(|_| store::StoreError::Unreadable { what: "trust domain", value: stored }.into()),
+        (None, None) => Err(ServeError::NoTrustDomain(data.to_owned())),
+        (None, Some(wanted)) => {
+            let mut change = store.change().await?;
+            change.set_fact("trust_domain", wanted.as_str()).await?;
+            change.commit().await?;
+            Ok(wanted.clone())
+        }
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| ServeError::Listen { address: address.to_string(), source })
+}
+
+/// An unspecified address is no place to connect to; on one host loopback is.
+fn advertised(bound: SocketAddr) -> String {
+    let ip = match bound.ip() {
+        ip if !ip.is_unspecified() => ip,
+        _ => std::net::Ipv4Addr::LOCALHOST.into(),
+    };
+    SocketAddr::new(ip, bound.port()).to_string()
+}
+
+/// What has to be put right before the doors open: leases that were open when the last process ended start to run, and a CA
+/// that was made just before a crash is put on record.
+async fn after_restart(store: &store::Store, ca: &ca::Ca) -> Result<(), ServeError> {
+    let mut change = store.change().await?;
+    change.release_all_announcements(now_ms() + millis(publish::LEASE)).await?;
+    change.commit().await?;
+    record_issuing(store, ca, "control").await
+}
+
+async fn record_issuing(store: &store::Store, ca: &ca::Ca, actor: &str) -> Result<(), ServeError> {
+    let issuing = ca.issuing();
+    let key_id = digest::hex(&issuing.key_id);
+    if store.knows_issuing_ca(&key_id).await? {
+        return Ok(());
+    }
+    let detail = serde_json::json!({ "key_id": key_id, "not_after": issuing.not_after * 1000 });
+    let entry = audit::Entry::done(actor, "ca rotate", &*issuing.name, detail);
+    let mut change = store.change().await?;
+    change.add_issuing_ca(&key_id, &issuing.certificate, issuing.not_after * 1000).await?;
+    entry.append(&mut change).await?;
+    change.commit().await?;
+    entry.log();
+    Ok(())
+}
+
+/// Everything that is due by time alone. A failure is logged and tried again in the next round.
+async fn housekeeping(plane: Arc<Plane>, shutdown: CancellationToken) {
+    let mut rounds = tokio::time::interval(ROUND);
+    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut round = 0_u32;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            _ = rounds.tick() => {}
+        }
+        if let Err(error) = keep_house(&plane, round.is_multiple_of(CLEAN_UP_EVERY)).await {
+            tracing::error!(%error, "housekeeping failed");
+        }
+        round = round.wrapping_add(1);
+    }
+    if let Err(error) = plane.proxies.save(&plane.store).await {
+        tracing::error!(%error, "the last acknowledgements could not be saved");
+    }
+}
+
+async fn keep_house(plane: &Plane, clean_up: bool) -> Result<(), ServeError> {
+    plane.proxies.save(&plane.store).await?;
+    plane.publisher.sweep().await?;
+    let now = now_ms() / 1000;
+    if now >= plane.ca.issuing().renew_at() {
+        plane.rotate("control").await?;
+    } else if plane.presented.is_due(now) {
+        plane.presented.replace(&plane.ca)?;
+    }
+    if clean_up {
+        let before = now_ms() - millis(KEPT);
+        let mut change = plane.store.change().await?;
+        change.forget_certificates(before).await?;
+        change.forget_tokens(before).await?;
+        change.commit().await?;
+    }
+    Ok(())
+}

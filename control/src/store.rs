@@ -84,15 +84,29 @@ impl Store {
 
     /// A fact written once, such as the trust domain.
     pub async fn fact(&self, name: &str) -> Result<Option<String>, StoreError> {
-        let row = sqlx::query("SELECT value FROM facts WHERE name = $1").bind(name).fetch_optional(&self.read).await?;
+        let row = sqlx::query("SELECT value FROM facts WHERE name = $1")
+            .bind(name)
+            .fetch_optional(&self.read)
+            .await?;
         Ok(row.map(|r| r.try_get(0)).transpose()?)
     }
 
     /// The number that stands in a counter now.
     pub async fn counter(&self, name: &str) -> Result<u64, StoreError> {
-        let row =
-            sqlx::query("SELECT value FROM counters WHERE name = $1").bind(name).fetch_one(&self.read).await?;
+        let row = sqlx::query("SELECT value FROM counters WHERE name = $1")
+            .bind(name)
+            .fetch_one(&self.read)
+            .await?;
         Ok(number(&row, 0)?)
+    }
+
+    /// Whether this issuing CA is on record.
+    pub async fn knows_issuing_ca(&self, key_id: &str) -> Result<bool, StoreError> {
+        let row = sqlx::query("SELECT COUNT(*) FROM issuing_cas WHERE key_id = $1")
+            .bind(key_id)
+            .fetch_one(&self.read)
+            .await?;
+        Ok(number(&row, 0)? > 0)
     }
 
     /// Waits for running changes and closes the file.
@@ -132,7 +146,12 @@ impl Change {
     }
 
     /// Records an issuing CA that has begun to sign.
-    pub async fn add_issuing_ca(&mut self, key_id: &str, der: &[u8], not_after: i64) -> Result<(), StoreError> {
+    pub async fn add_issuing_ca(
+        &mut self,
+        key_id: &str,
+        der: &[u8],
+        not_after: i64,
+    ) -> Result<(), StoreError> {
         let number = self.advance("issuing").await?;
         sqlx::query("INSERT INTO issuing_cas (number, key_id, der, not_after) VALUES ($1, $2, $3, $4)")
             .bind(number as i64)
@@ -174,7 +193,9 @@ fn percent_encode(path: &Path) -> String {
     for byte in path.as_os_str().as_bytes() {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => out.push(*byte as char),
-            _ => drop(write!(out, "%{byte:02X}")),
+            _ => {
+                let _ = write!(out, "%{byte:02X}");
+            }
         }
     }
     out
@@ -187,7 +208,11 @@ fn parsed<T: std::str::FromStr>(row: &AnyRow, column: &str, what: &'static str) 
 }
 
 /// A stored JSON text as the value it was written from.
-fn json<T: serde::de::DeserializeOwned>(row: &AnyRow, column: &str, what: &'static str) -> Result<T, StoreError> {
+fn json<T: serde::de::DeserializeOwned>(
+    row: &AnyRow,
+    column: &str,
+    what: &'static str,
+) -> Result<T, StoreError> {
     let text: String = row.try_get(column)?;
     serde_json::from_str(&text).map_err(|_| StoreError::Unreadable { what, value: text })
 }

@@ -147,7 +147,11 @@ impl Change {
     }
 
     /// The certificate of this lineage for this key.
-    pub async fn certificate_of_key(&mut self, lineage: &str, spki: &[u8]) -> Result<Option<Certificate>, StoreError> {
+    pub async fn certificate_of_key(
+        &mut self,
+        lineage: &str,
+        spki: &[u8],
+    ) -> Result<Option<Certificate>, StoreError> {
         let row = sqlx::query(CERTIFICATE_OF_KEY)
             .bind(lineage)
             .bind(spki.to_vec())
@@ -164,20 +168,24 @@ impl Change {
         next: Option<&str>,
         now: i64,
     ) -> Result<(), StoreError> {
-        sqlx::query("UPDATE lineages SET current_serial = $2, next_serial = $3, last_seen = $4 WHERE id = $1")
-            .bind(lineage)
-            .bind(current)
-            .bind(next.map(str::to_owned))
-            .bind(now)
-            .execute(&mut *self.tx)
-            .await?;
+        sqlx::query(
+            "UPDATE lineages SET current_serial = $2, next_serial = $3, last_seen = $4 WHERE id = $1",
+        )
+        .bind(lineage)
+        .bind(current)
+        .bind(next.map(str::to_owned))
+        .bind(now)
+        .execute(&mut *self.tx)
+        .await?;
         Ok(())
     }
 
     /// Forgets certificates that ended before `before`; nobody can use them any more.
     pub async fn forget_certificates(&mut self, before: i64) -> Result<u64, StoreError> {
-        let done =
-            sqlx::query("DELETE FROM certificates WHERE not_after < $1").bind(before).execute(&mut *self.tx).await?;
+        let done = sqlx::query("DELETE FROM certificates WHERE not_after < $1")
+            .bind(before)
+            .execute(&mut *self.tx)
+            .await?;
         Ok(done.rows_affected())
     }
 }

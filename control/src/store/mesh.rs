@@ -36,8 +36,9 @@ pub struct Acknowledgement {
 impl Store {
     /// All services as applied, by name.
     pub async fn services(&self) -> Result<Vec<Service>, StoreError> {
-        let rows =
-            sqlx::query("SELECT name, identity, endpoints FROM services ORDER BY name").fetch_all(&self.read).await?;
+        let rows = sqlx::query("SELECT name, identity, endpoints FROM services ORDER BY name")
+            .fetch_all(&self.read)
+            .await?;
         rows.iter()
             .map(|row| {
                 Ok(Service {
@@ -49,24 +50,33 @@ impl Store {
             .collect()
     }
 
-    /// Announced endpoints whose lineage still has the service's identity and whose lease has not ended.
-    pub async fn announced(&self, now: i64) -> Result<Vec<Announced>, StoreError> {
+    /// Announced endpoints whose lineage still has the service's identity. A lease that has ended counts until it is
+    /// swept: the sweep is the one change that proxies hear of.
+    pub async fn announced(&self) -> Result<Vec<Announced>, StoreError> {
         let rows = sqlx::query(
             "SELECT DISTINCT a.service, a.address FROM announcements a \
              JOIN lineages l ON l.id = a.lineage \
              JOIN services s ON s.name = a.service AND s.identity = l.spiffe_id \
-             WHERE a.expires_at IS NULL OR a.expires_at > $1 ORDER BY a.service, a.address",
+             ORDER BY a.service, a.address",
         )
-        .bind(now)
         .fetch_all(&self.read)
         .await?;
-        rows.iter().map(|r| Ok(Announced { service: r.try_get("service")?, address: r.try_get("address")? })).collect()
+        rows.iter()
+            .map(|r| Ok(Announced { service: r.try_get("service")?, address: r.try_get("address")? }))
+            .collect()
+    }
+
+    /// When the first lease of an announcement ends.
+    pub async fn first_lease_end(&self) -> Result<Option<i64>, StoreError> {
+        let row = sqlx::query("SELECT MIN(expires_at) FROM announcements").fetch_one(&self.read).await?;
+        Ok(row.try_get(0)?)
     }
 
     /// All policies, by namespace and name.
     pub async fn policies(&self) -> Result<Vec<AuthorizationPolicy>, StoreError> {
-        let rows =
-            sqlx::query("SELECT document FROM policies ORDER BY namespace, name").fetch_all(&self.read).await?;
+        let rows = sqlx::query("SELECT document FROM policies ORDER BY namespace, name")
+            .fetch_all(&self.read)
+            .await?;
         rows.iter()
             .map(|row| {
                 let text: String = row.try_get("document")?;
@@ -94,7 +104,8 @@ impl Change {
 
     /// Removes a service and says whether it was there.
     pub async fn remove_service(&mut self, name: &str) -> Result<bool, StoreError> {
-        let done = sqlx::query("DELETE FROM services WHERE name = $1").bind(name).execute(&mut *self.tx).await?;
+        let done =
+            sqlx::query("DELETE FROM services WHERE name = $1").bind(name).execute(&mut *self.tx).await?;
         Ok(done.rows_affected() == 1)
     }
 
@@ -110,7 +121,12 @@ impl Change {
     }
 
     /// Creates or replaces a policy.
-    pub async fn put_policy(&mut self, namespace: &str, name: &str, document: &str) -> Result<(), StoreError> {
+    pub async fn put_policy(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        document: &str,
+    ) -> Result<(), StoreError> {
         sqlx::query(
             "INSERT INTO policies (namespace, name, document) VALUES ($1, $2, $3) \
              ON CONFLICT (namespace, name) DO UPDATE SET document = excluded.document",
@@ -135,17 +151,27 @@ impl Change {
 
     /// A lineage's announcements with an open lease or one that can be taken up again.
     pub async fn announcements_of(&mut self, lineage: &str) -> Result<Vec<Announced>, StoreError> {
-        let rows =
-            sqlx::query("SELECT service, address FROM announcements WHERE lineage = $1 ORDER BY service, address")
-                .bind(lineage)
-                .fetch_all(&mut *self.tx)
-                .await?;
-        rows.iter().map(|r| Ok(Announced { service: r.try_get("service")?, address: r.try_get("address")? })).collect()
+        let rows = sqlx::query(
+            "SELECT service, address FROM announcements WHERE lineage = $1 ORDER BY service, address",
+        )
+        .bind(lineage)
+        .fetch_all(&mut *self.tx)
+        .await?;
+        rows.iter()
+            .map(|r| Ok(Announced { service: r.try_get("service")?, address: r.try_get("address")? }))
+            .collect()
     }
 
     /// Replaces a lineage's announcements; they hold until [`Change::release_announcements`].
-    pub async fn replace_announcements(&mut self, lineage: &str, all: &[Announced]) -> Result<(), StoreError> {
-        sqlx::query("DELETE FROM announcements WHERE lineage = $1").bind(lineage).execute(&mut *self.tx).await?;
+    pub async fn replace_announcements(
+        &mut self,
+        lineage: &str,
+        all: &[Announced],
+    ) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM announcements WHERE lineage = $1")
+            .bind(lineage)
+            .execute(&mut *self.tx)
+            .await?;
         for one in all {
             sqlx::query("INSERT INTO announcements (service, address, lineage) VALUES ($1, $2, $3)")
                 .bind(one.service.as_str())
@@ -178,8 +204,10 @@ impl Change {
 
     /// Drops announcements whose lease ended, and says how many.
     pub async fn sweep_announcements(&mut self, now: i64) -> Result<u64, StoreError> {
-        let done =
-            sqlx::query("DELETE FROM announcements WHERE expires_at <= $1").bind(now).execute(&mut *self.tx).await?;
+        let done = sqlx::query("DELETE FROM announcements WHERE expires_at <= $1")
+            .bind(now)
+            .execute(&mut *self.tx)
+            .await?;
         Ok(done.rows_affected())
     }
 
@@ -200,13 +228,5 @@ impl Change {
         .execute(&mut *self.tx)
         .await?;
         Ok(())
-    }
-}
-
-impl Store {
-    /// When the first lease of an announcement ends.
-    pub async fn first_lease_end(&self) -> Result<Option<i64>, StoreError> {
-        let row = sqlx::query("SELECT MIN(expires_at) FROM announcements").fetch_one(&self.read).await?;
-        Ok(row.try_get(0)?)
     }
 }

@@ -69,7 +69,13 @@ impl Change {
     }
 
     /// Spends the token for the key `spki` and says whether it was there to be spent.
-    pub async fn spend_token(&mut self, id: &str, spki: &[u8], lineage: &str, now: i64) -> Result<bool, StoreError> {
+    pub async fn spend_token(
+        &mut self,
+        id: &str,
+        spki: &[u8],
+        lineage: &str,
+        now: i64,
+    ) -> Result<bool, StoreError> {
         let done = sqlx::query(
             "UPDATE tokens SET redeemed_at = $2, redeemed_spki = $3, lineage = $4 \
              WHERE id = $1 AND redeemed_at IS NULL AND expires_at > $5",
@@ -92,7 +98,10 @@ impl Change {
 
     /// Forgets tokens that ended before `before`, used or not. The audit record keeps what became of them.
     pub async fn forget_tokens(&mut self, before: i64) -> Result<u64, StoreError> {
-        let done = sqlx::query("DELETE FROM tokens WHERE expires_at < $1").bind(before).execute(&mut *self.tx).await?;
+        let done = sqlx::query("DELETE FROM tokens WHERE expires_at < $1")
+            .bind(before)
+            .execute(&mut *self.tx)
+            .await?;
         Ok(done.rows_affected())
     }
 }

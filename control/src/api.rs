@@ -1,0 +1,54 @@
+//! The two doors: gRPC over TLS for proxies, HTTP over a Unix socket for operators; and the one for probes.
+
+use std::sync::Arc;
+
+use crate::ca::Ca;
+use crate::publish::{Proxies, Publisher};
+use crate::registry::Registry;
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+pub mod admin;
+pub mod callers;
+pub mod grpc;
+pub mod listen;
+pub mod model;
+pub mod probes;
+pub mod socket;
+pub mod tls;
+pub mod watch;
+
+/// The generated stubs over `postern_config::wire::v1`.
+#[expect(
+    unused_qualifications,
+    clippy::allow_attributes,
+    reason = "generated; the .proto file documents each call"
+)]
+pub mod stubs {
+    include!(concat!(env!("OUT_DIR"), "/postern.control.v1.rs"));
+}
+
+/// Everything that the doors share.
+#[derive(Debug)]
+pub struct Plane {
+    /// Durable facts.
+    pub store: Store,
+    /// Signing keys.
+    pub ca: Arc<Ca>,
+    /// Who gets which identity.
+    pub registry: Registry,
+    /// What proxies are told.
+    pub publisher: Publisher,
+    /// The control plane's own certificate.
+    pub presented: Arc<tls::Presented>,
+    /// Held while a new issuing CA takes over.
+    pub rotating: tokio::sync::Mutex<()>,
+    /// Who is connected.
+    pub proxies: Proxies,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Tasks of open Watch streams.
+    pub streams: tokio_util::task::TaskTracker,
+    /// The `host:port` that join strings carry.
+    pub advertise: String,
+}

@@ -1,0 +1,79 @@
+//! Who may call what. A method that does not stand in the table is denied.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use postern_config::enroll::EXPORTER_LEN;
+use postern_config::id::TrustDomain;
+use postern_config::svid::Peer;
+use tonic::Status;
+
+/// The required caller of each method.
+pub const TABLE: [(&str, Required); 3] = [
+    ("/postern.control.v1.Control/Enroll", Required::Anonymous),
+    ("/postern.control.v1.Control/Renew", Required::Workload),
+    ("/postern.control.v1.Control/Watch", Required::Workload),
+];
+
+/// Who a method is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Required {
+    /// Somebody without a certificate: who has one renews.
+    Anonymous,
+    /// A workload of the own trust domain, by a certificate that is valid at the time of the call.
+    Workload,
+}
+
+/// Who is on the other end of one TLS connection.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// The proven identity, if a certificate was presented.
+    pub peer: Option<Peer>,
+    /// This connection's exporter, which an enrollment has to sign.
+    pub exporter: [u8; EXPORTER_LEN],
+    /// Where the connection comes from.
+    pub remote: SocketAddr,
+}
+
+/// Whether a handler saw the request: what is refused before leaves no trace unless somebody notes it.
+#[derive(Debug, Clone, Default)]
+pub struct Reached(Arc<AtomicBool>);
+
+impl Reached {
+    /// The handler has it.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the handler had it.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Admits or denies a call of `method` at `now` (seconds since 1970).
+///
+/// The certificate's end is asked again for every call: a connection may outlive it.
+pub fn admit(method: &str, peer: Option<&Peer>, own: &TrustDomain, now: i64) -> Result<(), Status> {
+    let required = TABLE.iter().find(|(name, _)| *name == method).map(|(_, required)| *required);
+    match (required, peer) {
+        (None, _) => Err(Status::permission_denied("no such method")),
+        (Some(Required::Anonymous), None) => Ok(()),
+        (Some(Required::Anonymous), Some(_)) => Err(Status::permission_denied(
+            "this call is for callers without a certificate; call Renew instead",
+        )),
+        (Some(Required::Workload), None) => {
+            Err(Status::unauthenticated("this call needs a workload's certificate"))
+        }
+        (Some(Required::Workload), Some(peer)) => {
+            if peer.id.trust_domain_str() != own.as_str() || peer.id.is_reserved() {
+                return Err(Status::permission_denied("this identity may not call"));
+            }
+            if peer.not_after < now {
+                return Err(Status::unauthenticated("the certificate has expired"));
+            }
+            Ok(())
+        }
+    }
+}

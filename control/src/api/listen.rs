@@ -1,0 +1,213 @@
+//! The proxies' port: permits before accept, a deadline on every handshake, one task per connection, an end on request.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use postern_config::enroll::{EXPORTER_LABEL, EXPORTER_LEN};
+use postern_config::reason::Reason;
+use postern_config::wire::MAX_REQUEST;
+use rustls::ServerConfig;
+use rustls::pki_types::UnixTime;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower_service::Service as _;
+
+use super::Plane;
+use super::callers::{Caller, Reached, admit};
+use super::grpc::ControlService;
+use super::stubs::control_server::ControlServer;
+use super::tls;
+use crate::clock::now_ms;
+
+/// Handshakes in progress. Each costs the CPU of one signature and may idle until its deadline.
+const HANDSHAKES: usize = 256;
+/// Connections without a certificate: each one is an enrollment, done in milliseconds.
+const ANONYMOUS: usize = 256;
+/// Connections of workloads: a proxy holds one or two.
+const WORKLOADS: usize = 16 * 1024;
+/// How long a handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection without a certificate may stay.
+const ANONYMOUS_TIMEOUT: Duration = Duration::from_secs(15);
+/// Pause after a failed accept, so that running out of descriptors does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often an idle connection is asked whether its peer is there, and how long it may take to answer.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const MAX_STREAMS: u32 = 64;
+const MAX_HEADERS: u32 = 16 * 1024;
+/// Close to every connection's last words on a stop.
+const GRACE: Duration = Duration::from_secs(3);
+
+struct Limits {
+    handshakes: Arc<Semaphore>,
+    anonymous: Arc<Semaphore>,
+    workloads: Arc<Semaphore>,
+}
+
+/// Serves proxies until `shutdown`.
+pub async fn serve(
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+    plane: Arc<Plane>,
+    shutdown: CancellationToken,
+) {
+    let acceptor = TlsAcceptor::from(config);
+    let limits = Arc::new(Limits {
+        handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
+        anonymous: Arc::new(Semaphore::new(ANONYMOUS)),
+        workloads: Arc::new(Semaphore::new(WORKLOADS)),
+    });
+    let tasks = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = accept(&listener, &limits.handshakes) => accepted,
+        };
+        let Some((stream, remote, permit)) = accepted else { continue };
+        let (acceptor, plane, limits) = (acceptor.clone(), Arc::clone(&plane), Arc::clone(&limits));
+        let shutdown = shutdown.clone();
+        tasks.spawn(async move {
+            match handshake(acceptor, stream, remote, &plane).await {
+                Ok((stream, caller)) => {
+                    plane.metrics.handshake("");
+                    drop(permit);
+                    connection(stream, caller, plane, &limits, shutdown).await;
+                }
+                Err(reason) => {
+                    plane.metrics.handshake(reason.as_str());
+                    tracing::info!(%remote, %reason, "handshake failed");
+                }
+            }
+        });
+    }
+    tasks.close();
+    let _ = tokio::time::timeout(GRACE, tasks.wait()).await;
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(permits).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, remote)) => {
+            let _ = stream.set_nodelay(true);
+            Some((stream, remote, permit))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "accept failed");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            None
+        }
+    }
+}
+
+async fn handshake(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    remote: SocketAddr,
+    plane: &Plane,
+) -> Result<(TlsStream<TcpStream>, Caller), Reason> {
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(tls::reason(&error)),
+        Err(_) => return Err(Reason::Timeout),
+    };
+    let connection = stream.get_ref().1;
+    let exporter = [0; EXPORTER_LEN];
+    let exporter =
+        connection.export_keying_material(exporter, EXPORTER_LABEL, None).map_err(|_| Reason::Internal)?;
+    // The handshake has verified this chain already; rustls keeps only that it did, and asking once more per connection
+    // is cheaper than a verifier per connection.
+    let peer = match connection.peer_certificates() {
+        Some(chain) => {
+            Some(tls::verify(chain, &plane.publisher.world(), UnixTime::now()).map_err(|e| e.reason())?)
+        }
+        None => None,
+    };
+    Ok((stream, Caller { peer, exporter, remote }))
+}
+
+/// Serves one connection: until its peer leaves, its certificate ends, or the process does.
+async fn connection(
+    stream: TlsStream<TcpStream>,
+    caller: Caller,
+    plane: Arc<Plane>,
+    limits: &Limits,
+    shutdown: CancellationToken,
+) {
+    let permits = if caller.peer.is_some() { &limits.workloads } else { &limits.anonymous };
+    let Ok(_permit) = Arc::clone(permits).try_acquire_owned() else {
+        plane.metrics.refused("connect", Reason::Overload.as_str());
+        return;
+    };
+    let life = match &caller.peer {
+        Some(peer) => {
+            Duration::from_millis((peer.not_after * 1000).saturating_sub(now_ms()).max(0).unsigned_abs())
+        }
+        None => ANONYMOUS_TIMEOUT,
+    };
+    let streams = shutdown.child_token();
+    let control = ControlServer::new(ControlService::new(Arc::clone(&plane), streams.clone()))
+        .max_decoding_message_size(MAX_REQUEST);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (control, caller, plane) = (control.clone(), caller.clone(), Arc::clone(&plane));
+        async move { Ok::<_, std::convert::Infallible>(call(control, caller, &plane, request).await) }
+    });
+    let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS)
+        .keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut served = pin!(served);
+    tokio::select! {
+        _ = served.as_mut() => return,
+        () = shutdown.cancelled() => {}
+        () = tokio::time::sleep(life) => {}
+    }
+    streams.cancel();
+    served.as_mut().graceful_shutdown();
+    let _ = tokio::time::timeout(GRACE, served).await;
+}
+
+fn call(
+    mut control: ControlServer<ControlService>,
+    caller: Caller,
+    plane: &Plane,
+    mut request: Request<Incoming>,
+) -> impl Future<Output = Response<tonic::body::Body>> {
+    let admitted =
+        admit(request.uri().path(), caller.peer.as_ref(), plane.ca.trust_domain(), now_ms() / 1000);
+    async move {
+        if let Err(status) = admitted {
+            plane.metrics.refused("call", "wrong_caller");
+            tracing::info!(remote = %caller.remote, method = request.uri().path(), %status, "call refused");
+            return status.into_http();
+        }
+        let (reached, actor) = (Reached::default(), caller.remote.ip().to_string());
+        let action = request.uri().path().rsplit('/').next() == Some("Enroll");
+        request.extensions_mut().insert(caller);
+        request.extensions_mut().insert(reached.clone());
+        let response = match control.call(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        if action && !reached.is_set() {
+            plane.registry.unreadable("enroll", &actor).await;
+        }
+        response
+    }
+}

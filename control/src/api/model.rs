@@ -1,0 +1,161 @@
+//! What the admin API says and hears, shared by its two ends. Times are RFC 3339 in UTC.
+
+use std::collections::BTreeMap;
+
+use postern_config::file::Span;
+use postern_config::id::SpiffeId;
+use serde::{Deserialize, Serialize};
+
+/// A refusal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// For people.
+    pub error: String,
+    /// A closed word: `bad_request`, `not_found`, `too_large`, `internal`.
+    pub kind: String,
+}
+
+/// `POST /v1/tokens`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateToken {
+    /// The one identity that it can become.
+    pub id: SpiffeId,
+    /// How long it waits for its use.
+    pub ttl: Span,
+    /// Where it may be redeemed from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cidr: Option<ipnet::IpNet>,
+    /// Labels that policy selectors see.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Upper bound for certificates of this enrollment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub svid_ttl: Option<Span>,
+}
+
+/// A new token, with the only copy of its secret.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct CreatedToken {
+    /// The join string.
+    pub join: String,
+    /// The token's public name.
+    pub token_id: String,
+    /// The identity.
+    pub id: SpiffeId,
+    /// When it ends unused.
+    pub expires_at: String,
+}
+
+/// One live enrollment.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its SPIFFE ID.
+    pub id: SpiffeId,
+    /// What its proxy calls itself.
+    pub instance: String,
+    /// The enrollment.
+    pub lineage: String,
+    /// Serial of the certificate in use, hex.
+    pub serial: String,
+    /// End of the newest certificate.
+    pub expires_at: String,
+    /// When it was last heard of.
+    pub last_seen: String,
+    /// Whether its stream is open.
+    pub connected: bool,
+    /// The generation that it acknowledged last; 0 for none.
+    pub generation: u64,
+    /// Why it refused that generation; empty if it is in force.
+    pub error: String,
+}
+
+/// One service with the endpoints that are known now.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// Its name.
+    pub name: String,
+    /// The identity that endpoints prove.
+    pub identity: String,
+    /// `host:port`.
+    pub endpoints: Vec<String>,
+}
+
+/// `POST /v1/policies`: each document as JSON text.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyPolicies {
+    /// The documents.
+    pub documents: Vec<String>,
+}
+
+/// What a change led to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Applied {
+    /// What was changed, by name.
+    pub applied: Vec<String>,
+    /// The generation that carries it.
+    pub generation: u64,
+}
+
+/// `GET /v1/status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The trust domain.
+    pub trust_domain: String,
+    /// The root's pin.
+    pub root: String,
+    /// The root's end.
+    pub root_expires_at: String,
+    /// The CA that signs now.
+    pub issuing: IssuingView,
+    /// The generation that is pushed.
+    pub generation: u64,
+    /// Connected proxies.
+    pub proxies: ProxiesView,
+    /// Live enrollments.
+    pub identities: u64,
+    /// The nearest end of a live certificate.
+    pub nearest_expiry: Option<String>,
+    /// Where proxies are told to connect.
+    pub advertise: String,
+    /// Of this program.
+    pub version: String,
+}
+
+/// The issuing CA.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct IssuingView {
+    /// Its common name.
+    pub name: String,
+    /// Its subject key identifier, hex.
+    pub key_id: String,
+    /// Its end.
+    pub expires_at: String,
+}
+
+/// Connected proxies.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ProxiesView {
+    /// How many.
+    pub connected: u64,
+    /// How many of them enforce the newest generation.
+    pub current: u64,
+    /// The others, at most 100.
+    pub behind: Vec<Behind>,
+}
+
+/// A connected proxy that does not enforce the newest generation.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Behind {
+    /// What it calls itself.
+    pub instance: String,
+    /// Its enrollment.
+    pub lineage: String,
+    /// The generation that it answered last.
+    pub generation: u64,
+    /// Why it refused it; empty if it has not answered yet.
+    pub error: String,
+    /// When it was last heard of.
+    pub last_seen: String,
+}

@@ -1,0 +1,213 @@
+//! TLS on the proxies' port: 1.3 alone, no resumption, a client certificate where there is one, and the control plane's own
+//! identity, replaced in memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use postern_config::reason::Reason;
+use postern_config::revocation::Revocations;
+use postern_config::svid::{self, Algorithms, Peer, Role, VerifyError};
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, ServerConfig, SignatureScheme,
+};
+use tokio::sync::watch;
+
+use crate::ca::{Ca, CaError};
+use crate::clock::now_ms;
+use crate::issue;
+use crate::publish::World;
+
+/// How long the control plane's own certificate lives; it is replaced at half of that, and with every issuing CA.
+const OWN_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// Why the TLS side cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The own certificate cannot be made.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// The provider refuses.
+    #[error("TLS: {0}")]
+    Rustls(#[from] rustls::Error),
+}
+
+/// The control plane's own certificate, as it is presented now.
+#[derive(Debug)]
+pub struct Presented {
+    provider: Arc<CryptoProvider>,
+    certified: ArcSwap<CertifiedKey>,
+    renew_at: ArcSwap<i64>,
+}
+
+impl Presented {
+    /// Makes the first one.
+    pub fn new(ca: &Ca) -> Result<Self, TlsError> {
+        let provider = Arc::new(provider());
+        let (certified, renew_at) = own_certificate(ca, &provider)?;
+        Ok(Self {
+            provider,
+            certified: ArcSwap::from_pointee(certified),
+            renew_at: ArcSwap::from_pointee(renew_at),
+        })
+    }
+
+    /// Makes a new one under the issuing CA of now.
+    pub fn replace(&self, ca: &Ca) -> Result<(), TlsError> {
+        let (certified, renew_at) = own_certificate(ca, &self.provider)?;
+        self.certified.store(Arc::new(certified));
+        self.renew_at.store(Arc::new(renew_at));
+        Ok(())
+    }
+
+    /// Whether half of its life is over at `now` (seconds since 1970).
+    pub fn is_due(&self, now: i64) -> bool {
+        now >= **self.renew_at.load()
+    }
+}
+
+impl ResolvesServerCert for Presented {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.certified.load_full())
+    }
+}
+
+/// Leaf, issuing CA *and root*: a proxy that joins knows nothing but the root's pin.
+fn own_certificate(ca: &Ca, provider: &CryptoProvider) -> Result<(CertifiedKey, i64), TlsError> {
+    let key = rcgen::KeyPair::generate().map_err(CaError::from)?;
+    let issuing = ca.issuing();
+    let id = ca.trust_domain().control_plane();
+    let leaf = issue::sign(&issuing, &id, &key, OWN_TTL, ca.backdate(), now_ms())?;
+    let chain = vec![CertificateDer::from(leaf.der), issuing.certificate.clone(), ca.root().clone()];
+    let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let signing = provider.key_provider.load_private_key(private)?;
+    let now = now_ms() / 1000;
+    Ok((CertifiedKey::new(chain, signing), now + (leaf.not_after - now) / 2))
+}
+
+fn provider() -> CryptoProvider {
+    CryptoProvider {
+        kx_groups: vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519],
+        ..aws_lc_rs::default_provider()
+    }
+}
+
+/// The server's configuration, built once.
+pub fn server_config(
+    presented: Arc<Presented>,
+    worlds: watch::Receiver<Arc<World>>,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let provider = Arc::clone(&presented.provider);
+    let verifier = Arc::new(Callers { worlds, provider: Arc::clone(&provider) });
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(presented);
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    // rustls never runs the client verifier on a resumed session, so there is none to resume.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+    Ok(Arc::new(config))
+}
+
+/// Verifies callers by the newest bundles.
+#[derive(Debug)]
+struct Callers {
+    worlds: watch::Receiver<Arc<World>>,
+    provider: Arc<CryptoProvider>,
+}
+
+/// Who presented this chain, by the bundles of `world`.
+pub fn verify(chain: &[CertificateDer<'_>], world: &World, now: UnixTime) -> Result<Peer, VerifyError> {
+    let signatures = aws_lc_rs::default_provider().signature_verification_algorithms.all;
+    let algorithms = Algorithms { signatures, sha256: crate::digest::sha256 };
+    svid::verify(chain, &world.bundles, &Revocations::default(), Role::Client, now, algorithms)
+}
+
+impl ClientCertVerifier for Callers {
+    fn client_auth_mandatory(&self) -> bool {
+        false // Enroll has no certificate yet; each method names its required caller.
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
+        let world = Arc::clone(&self.worlds.borrow());
+        match verify(&chain, &world, now) {
+            Ok(_) => Ok(ClientCertVerified::assertion()),
+            Err(error) => Err(as_alert(error).into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::PeerIncompatible::Tls12NotOffered.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The alert tells the peer what it can mend itself; the rest stays in our log.
+fn as_alert(error: VerifyError) -> CertificateError {
+    match error.reason() {
+        Reason::Expired => CertificateError::Expired,
+        Reason::NotYetValid => CertificateError::NotValidYet,
+        Reason::Revoked => CertificateError::Revoked,
+        Reason::UnknownIssuer | Reason::WrongTrustDomain => CertificateError::UnknownIssuer,
+        Reason::BadSignature => CertificateError::BadSignature,
+        _ => CertificateError::Other(OtherError(Arc::new(error))),
+    }
+}
+
+/// The closed reason of a failed handshake.
+pub fn reason(error: &std::io::Error) -> Reason {
+    use rustls::Error;
+    let Some(error) = error.get_ref().and_then(|e| e.downcast_ref::<Error>()) else { return Reason::Reset };
+    match error {
+        Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            Reason::Expired
+        }
+        Error::InvalidCertificate(CertificateError::NotValidYet) => Reason::NotYetValid,
+        Error::InvalidCertificate(CertificateError::Revoked) => Reason::Revoked,
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => Reason::UnknownIssuer,
+        Error::InvalidCertificate(CertificateError::BadSignature) => Reason::BadSignature,
+        Error::InvalidCertificate(CertificateError::Other(OtherError(other))) => {
+            other.downcast_ref::<VerifyError>().map_or(Reason::BadCertificate, VerifyError::reason)
+        }
+        Error::InvalidCertificate(_) => Reason::BadCertificate,
+        Error::InvalidMessage(_) => Reason::NotTls,
+        Error::NoApplicationProtocol => Reason::Alpn,
+        Error::PeerIncompatible(_) => Reason::ProtocolVersion,
+        _ => Reason::BadCertificate,
+    }
+}

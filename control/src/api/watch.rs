@@ -1,0 +1,203 @@
+//! One proxy's stream: pushes the newest generation whenever the proxy is ready for it, takes acknowledgements and
+//! announcements, and beats so that either side notices when the other is gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use postern_config::wire::v1::{self, watch_request::Message};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Interval, MissedTickBehavior};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use super::Plane;
+use crate::clock::now_ms;
+use crate::publish::{Sections, Unannounced, Watching, World};
+use crate::store::{Acknowledgement, Lineage};
+
+/// How often the server says that it is there, and what its clock shows.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// How long a stream may wait for its first message.
+const HELLO: Duration = Duration::from_secs(10);
+/// The longest texts that a proxy may say about itself, in characters.
+const MAX_TEXT: usize = 128;
+
+type Outbound = mpsc::Sender<Result<v1::WatchResponse, Status>>;
+
+/// Opens the stream; a task of its own carries it until `ending`.
+pub fn open(
+    plane: Arc<Plane>,
+    lineage: Lineage,
+    inbound: Streaming<v1::WatchRequest>,
+    ending: CancellationToken,
+) -> impl Stream<Item = Result<v1::WatchResponse, Status>> + Send + use<> {
+    // One message in flight: a proxy that does not read holds up this task alone, and finds the newest state afterwards.
+    let (outbound, receiver) = mpsc::channel(1);
+    let tasks = plane.streams.clone();
+    tasks.spawn(async move {
+        let worlds = plane.publisher.subscribe();
+        let mut link = Link {
+            worlds,
+            plane,
+            lineage,
+            inbound,
+            outbound,
+            sent: None,
+            wanted: Vec::new(),
+            refused: Vec::new(),
+        };
+        let end = link.run(&ending).await;
+        if let Some(status) = end {
+            let _ = link.outbound.try_send(Err(status));
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+struct Link {
+    plane: Arc<Plane>,
+    lineage: Lineage,
+    inbound: Streaming<v1::WatchRequest>,
+    outbound: Outbound,
+    worlds: watch::Receiver<Arc<World>>,
+    /// What the proxy holds: the last push, and its number.
+    sent: Option<(Sections, u64)>,
+    /// What the proxy announces.
+    wanted: Vec<v1::Announcement>,
+    /// What of it was refused: asked again when services change, so that the order of `apply` and start does not matter.
+    refused: Vec<Unannounced>,
+}
+
+impl Link {
+    async fn run(&mut self, ending: &CancellationToken) -> Option<Status> {
+        let hello = tokio::select! {
+            () = ending.cancelled() => return Some(Status::unavailable("ending")),
+            hello = tokio::time::timeout(HELLO, self.inbound.message()) => hello,
+        };
+        let hello = match hello.ok()?.ok()??.message {
+            Some(Message::Hello(hello)) => hello,
+            _ => return Some(Status::invalid_argument("the first message has to be Hello")),
+        };
+        let cut = |text: &str| text.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect::<String>();
+        let said = Acknowledgement {
+            lineage: self.lineage.id.clone(),
+            instance: cut(&hello.instance),
+            version: cut(&hello.version),
+            generation: hello.generation,
+            error: String::new(),
+            last_seen: now_ms(),
+        };
+        let watching = self.plane.proxies.enter(said, &self.plane.metrics);
+        let end = self.exchange(&watching, ending).await;
+        self.leave(&watching).await;
+        end
+    }
+
+    async fn exchange(&mut self, watching: &Watching, ending: &CancellationToken) -> Option<Status> {
+        self.worlds.mark_changed();
+        let mut beats = heartbeat();
+        let (mut outdated, mut silent) = (false, false);
+        loop {
+            tokio::select! {
+                () = ending.cancelled() => return Some(Status::unavailable("ending")),
+                () = watching.replaced.cancelled() => {
+                    return Some(Status::aborted("a newer stream of this enrollment took over"));
+                }
+                message = self.inbound.message() => match message {
+                    Ok(Some(message)) => if let Some(status) = self.hear(watching, message).await { return Some(status) },
+                    Ok(None) | Err(_) => return None,
+                },
+                changed = self.worlds.changed() => {
+                    changed.ok()?;
+                    outdated = self.is_outdated();
+                    self.announce_again().await;
+                }
+                _ = beats.tick() => silent = true,
+                permit = self.outbound.clone().reserve_owned(), if outdated || silent => {
+                    let response = if outdated { self.next_push() } else { self.beat() };
+                    permit.ok()?.send(Ok(response));
+                    (outdated, silent) = (false, false);
+                    beats.reset();
+                }
+            }
+        }
+    }
+
+    fn is_outdated(&self) -> bool {
+        self.sent.as_ref().is_none_or(|(_, generation)| *generation != self.worlds.borrow().generation)
+    }
+
+    /// The newest generation, as what changed for this proxy since its last one.
+    fn next_push(&mut self) -> v1::WatchResponse {
+        let world = Arc::clone(&self.worlds.borrow());
+        let root = self.plane.publisher.root_namespace();
+        let sections = world.sections(&self.lineage.spiffe_id, &self.lineage.labels, root);
+        let response = sections.since(self.sent.as_ref().map(|(s, _)| s), world.generation, now_ms());
+        self.sent = Some((sections, world.generation));
+        response
+    }
+
+    fn beat(&self) -> v1::WatchResponse {
+        let generation = self.sent.as_ref().map_or(0, |(_, generation)| *generation);
+        v1::WatchResponse { generation, server_time_ms: now_ms(), ..v1::WatchResponse::default() }
+    }
+
+    async fn hear(&mut self, watching: &Watching, message: v1::WatchRequest) -> Option<Status> {
+        match message.message {
+            Some(Message::Ack(ack)) => {
+                self.plane.proxies.acknowledge(watching, ack.generation, &ack.error, now_ms());
+                None
+            }
+            Some(Message::Announce(announce)) => {
+                self.wanted = announce.endpoints;
+                self.announce(false).await;
+                None
+            }
+            Some(Message::Hello(_)) => Some(Status::invalid_argument("Hello is said once")),
+            None => Some(Status::invalid_argument("empty message")),
+        }
+    }
+
+    /// Services may have come that were missing when this proxy announced itself for them.
+    async fn announce_again(&mut self) {
+        let world = Arc::clone(&self.worlds.borrow());
+        if self.refused.iter().any(|r| world.owner(&r.service) == Some(&self.lineage.spiffe_id)) {
+            self.announce(true).await;
+        }
+    }
+
+    async fn announce(&mut self, quiet: bool) {
+        match self.plane.publisher.announce(&self.lineage, &self.wanted, quiet).await {
+            Ok(refused) => {
+                for Unannounced { service, reason } in refused.iter().filter(|_| !quiet) {
+                    tracing::warn!(id = %self.lineage.spiffe_id, %service, reason, "an announced endpoint is refused");
+                    self.plane.metrics.refused("announce", reason);
+                }
+                self.refused = refused;
+            }
+            Err(error) => tracing::error!(%error, "an announcement could not be recorded"),
+        }
+    }
+
+    async fn leave(&self, watching: &Watching) {
+        // A newer stream of this lineage has taken the announcements over; they are not ours to release.
+        let Some(said) = self.plane.proxies.leave(watching, &self.plane.metrics) else { return };
+        let saved = async {
+            let mut change = self.plane.store.change().await?;
+            change.put_acknowledgement(&said).await?;
+            change.commit().await?;
+            self.plane.publisher.release(&watching.lineage).await
+        };
+        if let Err(error) = saved.await {
+            tracing::error!(%error, "the end of a stream could not be recorded");
+        }
+    }
+}
+
+fn heartbeat() -> Interval {
+    let mut beats = tokio::time::interval_at(tokio::time::Instant::now() + HEARTBEAT, HEARTBEAT);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    beats
+}

@@ -1,0 +1,66 @@
+//! An attested identity and a public key become an X.509-SVID, exactly as X509-SVID §2–§4 want it.
+
+use std::time::Duration;
+
+use postern_config::id::SpiffeId;
+use rcgen::{
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData,
+    SanType,
+};
+
+use crate::ca::{CaError, Issuing, serial, set_validity};
+use crate::digest::serial_hex;
+
+pub mod csr;
+
+/// A certificate as signed.
+#[derive(Debug, Clone)]
+pub struct Leaf {
+    /// DER.
+    pub der: Vec<u8>,
+    /// Lower-case hex.
+    pub serial: String,
+    /// Seconds since 1970.
+    pub not_before: i64,
+    /// Seconds since 1970.
+    pub not_after: i64,
+}
+
+/// Signs a leaf for `id`. It starts `backdate` before `now` and ends `ttl` after it (milliseconds since 1970), but never
+/// outside of its issuer's life.
+///
+/// The subject is empty, so the SAN is critical (RFC 5280 §4.1.2.6); both EKUs stand, because a workload is client and
+/// server with one certificate.
+pub fn sign(
+    issuing: &Issuing,
+    id: &SpiffeId,
+    key: &impl PublicKeyData,
+    ttl: Duration,
+    backdate: Duration,
+    now: i64,
+) -> Result<Leaf, CaError> {
+    let ends = now.saturating_add(crate::clock::millis(ttl));
+    let begins = now.saturating_sub(crate::clock::millis(backdate)).div_euclid(1000);
+    // Rounded up: a certificate of five seconds lives five, not four and a bit.
+    let ends = ends.saturating_add(999).div_euclid(1000);
+    let (not_before, not_after) = (begins.max(issuing.not_before), ends.min(issuing.not_after));
+
+    let serial = serial()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    params.serial_number = Some(serial.clone());
+    set_validity(&mut params, (not_before, not_after));
+    let certificate = params.signed_by(key, &issuing.signer)?;
+    Ok(Leaf {
+        der: certificate.der().to_vec(),
+        serial: serial_hex(&serial.to_bytes()),
+        not_before,
+        not_after,
+    })
+}

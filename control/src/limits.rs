@@ -1,0 +1,93 @@
+//! Token buckets: how much of somebody's failing anybody else has to bear.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+/// Refusals that get an audit record, globally: a flood must not fill the disk. Beyond it they are only counted.
+const AUDITED_REFUSALS: Rate = Rate { burst: 512.0, per_second: 20.0 };
+/// Attempts by somebody who knows a token's secret: enough for any retry, too few to make the store the bottleneck.
+const ATTEMPTS_PER_TOKEN: Rate = Rate { burst: 128.0, per_second: 5.0 };
+/// How many tokens are remembered; the fullest buckets are forgotten first, which only helps their owners.
+const TOKENS: usize = 4096;
+
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    burst: f64,
+    per_second: f64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    left: f64,
+    at: i64,
+}
+
+impl Bucket {
+    fn full(rate: Rate, now: i64) -> Self {
+        Self { left: rate.burst, at: now }
+    }
+
+    fn take(&mut self, rate: Rate, now: i64) -> bool {
+        let elapsed = now.saturating_sub(self.at).max(0) as f64 / 1000.0;
+        self.left = (self.left + elapsed * rate.per_second).min(rate.burst);
+        self.at = now;
+        if self.left < 1.0 {
+            return false;
+        }
+        self.left -= 1.0;
+        true
+    }
+}
+
+/// The limits on enrollment.
+///
+/// Nobody who lacks a token's secret can use up anything of its owner: attempts are counted per token only after the secret
+/// was right, and the global limit is on records, not on answers.
+#[derive(Debug)]
+pub struct Limits {
+    refusals: Mutex<Bucket>,
+    attempts: Mutex<HashMap<String, Bucket>>,
+}
+
+impl Limits {
+    /// Full buckets.
+    pub fn new(now: i64) -> Self {
+        Self { refusals: Mutex::new(Bucket::full(AUDITED_REFUSALS, now)), attempts: Mutex::default() }
+    }
+
+    /// Whether one more refusal gets an audit record.
+    pub fn audit_refusal(&self, now: i64) -> bool {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).take(AUDITED_REFUSALS, now)
+    }
+
+    /// Whether the holder of this token's secret may try once more.
+    pub fn attempt(&self, token: &str, now: i64) -> bool {
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        if attempts.len() >= TOKENS {
+            attempts.retain(|_, bucket| bucket.left < ATTEMPTS_PER_TOKEN.burst / 2.0);
+        }
+        let bucket =
+            attempts.entry(token.to_owned()).or_insert_with(|| Bucket::full(ATTEMPTS_PER_TOKEN, now));
+        bucket.take(ATTEMPTS_PER_TOKEN, now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_token_used_up_leaves_the_others_alone() {
+        let limits = Limits::new(0);
+        assert_eq!((0..1000).filter(|_| limits.attempt("a", 0)).count(), 128);
+        assert!(limits.attempt("b", 0));
+        assert!(limits.attempt("a", 1000), "the bucket fills again");
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_gives_nothing_away() {
+        let limits = Limits::new(10_000);
+        while limits.audit_refusal(10_000) {}
+        assert!(!limits.audit_refusal(0));
+    }
+}

@@ -1,0 +1,189 @@
+//! What every proxy shall know, as numbered generations: built from the store after each change, cut to each workload,
+//! pushed by the streams that watch it, and acknowledged.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use postern_config::bundle::{BundleError, BundleSet};
+use postern_config::id::SpiffeId;
+use postern_config::policy::AuthorizationPolicy;
+use postern_config::wire::v1;
+use tokio::sync::{Mutex, watch};
+
+use crate::ca::Ca;
+use crate::store::{Store, StoreError};
+use crate::telemetry::Metrics;
+
+mod announce;
+mod proxies;
+
+pub use announce::{LEASE, Unannounced};
+pub use proxies::{Proxies, Watching};
+
+/// Why no new generation was built; the last one stays.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The store did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The own bundle cannot be built.
+    #[error("the trust bundle cannot be built: {0}")]
+    Bundle(#[from] BundleError),
+}
+
+/// One generation, whole.
+#[derive(Debug)]
+pub struct World {
+    /// Its number; grows with every change and over restarts.
+    pub generation: u64,
+    /// Bundles as the control plane itself checks its callers by them.
+    pub bundles: Arc<BundleSet>,
+    bundle_message: v1::BundleSet,
+    policies: Vec<(AuthorizationPolicy, String)>,
+    services: v1::ServiceSet,
+    owners: HashMap<String, SpiffeId>,
+}
+
+/// One generation, cut to one workload.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sections {
+    bundles: v1::BundleSet,
+    policies: v1::PolicySet,
+    revocations: v1::RevocationSet,
+    services: v1::ServiceSet,
+}
+
+/// Builds generations and hands them to the streams. A slow stream holds up nobody: it finds the newest one when it is ready.
+#[derive(Debug)]
+pub struct Publisher {
+    store: Store,
+    ca: Arc<Ca>,
+    metrics: Metrics,
+    root_namespace: String,
+    worlds: watch::Sender<Arc<World>>,
+    building: Mutex<()>,
+}
+
+impl Publisher {
+    /// Builds the first generation of this process.
+    pub async fn start(
+        store: Store,
+        ca: Arc<Ca>,
+        root_namespace: String,
+        metrics: Metrics,
+    ) -> Result<Self, PublishError> {
+        let world = Arc::new(World::load(&store, &ca).await?);
+        metrics.generation.set(world.generation);
+        let (worlds, _) = watch::channel(world);
+        Ok(Self { store, ca, metrics, root_namespace, worlds, building: Mutex::new(()) })
+    }
+
+    /// Builds the generation that the store holds now and pushes it; call it after every committed change.
+    pub async fn publish(&self) -> Result<u64, PublishError> {
+        let _turn = self.building.lock().await;
+        let world = Arc::new(World::load(&self.store, &self.ca).await?);
+        let generation = world.generation;
+        self.metrics.generation.set(generation);
+        self.worlds.send_replace(world);
+        Ok(generation)
+    }
+
+    /// The newest generation.
+    pub fn world(&self) -> Arc<World> {
+        Arc::clone(&self.worlds.borrow())
+    }
+
+    /// Wakes with every new generation.
+    pub fn subscribe(&self) -> watch::Receiver<Arc<World>> {
+        self.worlds.subscribe()
+    }
+
+    /// The namespace whose policies apply everywhere.
+    pub fn root_namespace(&self) -> &str {
+        &self.root_namespace
+    }
+}
+
+impl World {
+    /// The generation's number is read first: content may then be newer than its number, and the next build, under the next
+    /// number, only repeats it. The other way round a proxy would acknowledge a generation that it never saw.
+    async fn load(store: &Store, ca: &Ca) -> Result<Self, PublishError> {
+        let generation = store.counter("generation").await?;
+        let bundles: BundleSet = [ca.bundle(store.counter("bundle").await?)?].into_iter().collect();
+        let policies =
+            store.policies().await?.into_iter().map(|p| (p.to_json(), p)).map(|(json, p)| (p, json));
+        let policies = policies.collect();
+        let mut announced: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for one in store.announced().await? {
+            announced.entry(one.service).or_default().push(one.address);
+        }
+        let mut owners = HashMap::new();
+        let mut services = Vec::new();
+        for service in store.services().await? {
+            let mut endpoints = service.endpoints;
+            if endpoints.is_empty() {
+                endpoints = announced.remove(&service.name).unwrap_or_default();
+            }
+            let spiffe_id = service.identity.to_string();
+            owners.insert(service.name.clone(), service.identity);
+            services.push(v1::Service { name: service.name, spiffe_id, endpoints });
+        }
+        let bundle_message = v1::BundleSet::from(&bundles);
+        let services = v1::ServiceSet { services };
+        Ok(Self { generation, bundles: Arc::new(bundles), bundle_message, policies, services, owners })
+    }
+
+    /// What the workload `id` with these labels has to know.
+    pub fn sections(
+        &self,
+        id: &SpiffeId,
+        labels: &BTreeMap<String, String>,
+        root_namespace: &str,
+    ) -> Sections {
+        let applying =
+            self.policies.iter().filter(|(policy, _)| policy.applies_to(id, labels, root_namespace));
+        Sections {
+            bundles: self.bundle_message.clone(),
+            policies: v1::PolicySet { documents: applying.map(|(_, json)| json.clone()).collect() },
+            revocations: v1::RevocationSet::default(),
+            services: self.services.clone(),
+        }
+    }
+
+    /// Whose identity the service's endpoints have to prove.
+    pub fn owner(&self, service: &str) -> Option<&SpiffeId> {
+        self.owners.get(service)
+    }
+
+    /// All services with the endpoints that are known now.
+    pub fn services(&self) -> &[v1::Service] {
+        &self.services.services
+    }
+
+    /// All policies.
+    pub fn policies(&self) -> impl Iterator<Item = &AuthorizationPolicy> {
+        self.policies.iter().map(|(policy, _)| policy)
+    }
+}
+
+impl Sections {
+    /// The message that brings a proxy from `before` to here: whole sections, those alone that differ.
+    pub fn since(
+        &self,
+        before: Option<&Sections>,
+        generation: u64,
+        server_time_ms: i64,
+    ) -> v1::WatchResponse {
+        fn changed<T: PartialEq + Clone>(now: &T, before: Option<&T>) -> Option<T> {
+            (Some(now) != before).then(|| now.clone())
+        }
+        v1::WatchResponse {
+            generation,
+            server_time_ms,
+            bundles: changed(&self.bundles, before.map(|b| &b.bundles)),
+            policies: changed(&self.policies, before.map(|b| &b.policies)),
+            revocations: changed(&self.revocations, before.map(|b| &b.revocations)),
+            services: changed(&self.services, before.map(|b| &b.services)),
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Which caller gets which identity: join tokens become lineages, lineages are renewed certificate by certificate.
+//!
+//! Every issue is one transaction: spend the token or advance the lineage, record the certificate, append the audit record,
+//! commit, answer. What was not committed was not issued; what was committed is found again by its key when the answer
+//! got lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use postern_config::file::control::SvidConfig;
+use postern_config::svid::Peer;
+use serde_json::json;
+
+use crate::audit::Entry;
+use crate::ca::{Ca, CaError};
+use crate::clock::now_ms;
+use crate::digest::{hex, serial_hex};
+use crate::issue::csr::{Csr, CsrError, SubjectKey};
+use crate::issue::{self, Leaf};
+use crate::limits::Limits;
+use crate::store::{Certificate, Change, Lineage, Store, StoreError};
+use crate::telemetry::Metrics;
+
+mod enroll;
+mod tokens;
+
+pub use enroll::Attempt;
+pub use tokens::{NewToken, TokenError};
+
+/// Why no certificate is issued.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The request breaks the contract.
+    #[error("malformed request: {0}")]
+    Malformed(&'static str),
+    /// The token does not admit this caller. The caller never learns which of these it was.
+    #[error("join token refused: unknown, used or expired")]
+    Token(TokenFault),
+    /// The new key did not sign this connection's exporter.
+    #[error("the proof of possession does not fit this connection and this key")]
+    Proof,
+    /// The certificate request.
+    #[error("{0}")]
+    Csr(#[from] CsrError),
+    /// The caller's certificate was replaced by a newer one that is in use.
+    #[error("this certificate was superseded by a newer one of the same enrollment")]
+    Superseded,
+    /// The caller's certificate is not on record.
+    #[error("this certificate is not on record")]
+    UnknownSerial,
+    /// A renewal for the key that is in use.
+    #[error("a renewal needs a new key")]
+    SameKey,
+    /// Too many attempts with one token.
+    #[error("too many attempts with this token; try again later")]
+    TooMany,
+    /// A fault on this side.
+    #[error("internal error")]
+    Store(#[from] StoreError),
+    /// A fault on this side.
+    #[error("internal error")]
+    Ca(#[from] CaError),
+}
+
+/// What is wrong with a token, for the audit record alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenFault {
+    /// No such token.
+    Unknown,
+    /// Not its secret.
+    WrongSecret,
+    /// Spent by another key.
+    Used,
+    /// Too late.
+    Expired,
+    /// From an address that it does not admit.
+    Address,
+}
+
+impl Refusal {
+    /// The closed word for logs, metrics and audit records.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::Token(TokenFault::Unknown) => "token_unknown",
+            Self::Token(TokenFault::WrongSecret) => "token_wrong_secret",
+            Self::Token(TokenFault::Used) => "token_used",
+            Self::Token(TokenFault::Expired) => "token_expired",
+            Self::Token(TokenFault::Address) => "token_address",
+            Self::Proof => "proof",
+            Self::Csr(error) => error.reason(),
+            Self::Superseded => "superseded",
+            Self::UnknownSerial => "unknown_serial",
+            Self::SameKey => "same_key",
+            Self::TooMany => "too_many",
+            Self::Store(_) | Self::Ca(_) => "internal",
+        }
+    }
+}
+
+/// What a caller gets.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    /// Leaf first, then its issuing CA; DER.
+    pub chain: Vec<Vec<u8>>,
+    /// Whether this certificate had been issued before, for the same key.
+    pub repeated: bool,
+}
+
+/// The registry.
+#[derive(Debug)]
+pub struct Registry {
+    store: Store,
+    ca: Arc<Ca>,
+    terms: SvidConfig,
+    limits: Limits,
+    metrics: Metrics,
+}
+
+impl Registry {
+    /// A registry over this store, signing with this CA.
+    pub fn new(store: Store, ca: Arc<Ca>, terms: SvidConfig, metrics: Metrics) -> Self {
+        Self { store, ca, terms, limits: Limits::new(now_ms()), metrics }
+    }
+
+    /// Issues the next certificate of the caller's lineage. Idempotent by the request's key.
+    pub async fn renew(&self, peer: &Peer, csr: &[u8], ttl_ms: u64) -> Result<Issued, Refusal> {
+        let result = self.try_renew(peer, csr, ttl_ms).await;
+        self.settle("renew", peer.id.as_str(), &serial_hex(&peer.serial), &result).await;
+        result
+    }
+
+    /// The lineage that the caller's certificate belongs to. The first use of a new certificate retires the one before it:
+    /// a superseded one is refused and put on record, since somebody else may hold it.
+    pub async fn recognise(&self, peer: &Peer) -> Result<Lineage, Refusal> {
+        let recognised = async {
+            let mut change = self.store.change().await?;
+            let serial = serial_hex(&peer.serial);
+            let lineage = lineage_of(&mut change, peer, &serial).await?;
+            let lineage = use_serial(&mut change, lineage, &serial).await?;
+            change.commit().await?;
+            Ok(lineage)
+        };
+        let result = recognised.await;
+        if let Err(refusal) = &result {
+            self.refused("watch", peer.id.as_str(), &serial_hex(&peer.serial), refusal).await;
+        }
+        result
+    }
+
+    async fn try_renew(&self, peer: &Peer, csr: &[u8], ttl_ms: u64) -> Result<Issued, Refusal> {
+        let csr = Csr::parse(csr)?;
+        csr.check(&peer.id)?;
+        let serial = serial_hex(&peer.serial);
+        let mut change = self.store.change().await?;
+        let lineage = lineage_of(&mut change, peer, &serial).await?;
+        let earlier = change.certificate_of_key(&lineage.id, &csr.key.hash()).await?;
+        // A delayed retry may arrive after the new certificate is in use already: that is no theft, and it gets the
+        // certificate that it asked for.
+        if let Some(earlier) = earlier {
+            let wanted = Some(&earlier.serial) == lineage.next_serial.as_ref()
+                || earlier.serial == lineage.current_serial;
+            return match wanted && earlier.serial != serial {
+                true => Ok(Issued { chain: vec![earlier.leaf, earlier.issuer], repeated: true }),
+                false => Err(Refusal::SameKey),
+            };
+        }
+        let lineage = use_serial(&mut change, lineage, &serial).await?;
+        let (leaf, issued) = self.sign(&mut change, &lineage, &csr.key, ttl_ms).await?;
+        change.set_serials(&lineage.id, &serial, Some(&leaf.serial), now_ms()).await?;
+        let entry = issued_entry(peer.id.as_str(), "renew", &lineage, &leaf);
+        entry.append(&mut change).await?;
+        change.commit().await?;
+        entry.log();
+        Ok(issued)
+    }
+
+    /// Signs for a lineage and records the certificate; the caller commits.
+    async fn sign(
+        &self,
+        change: &mut Change,
+        lineage: &Lineage,
+        key: &SubjectKey,
+        ttl_ms: u64,
+    ) -> Result<(Leaf, Issued), Refusal> {
+        let issuing = self.ca.issuing();
+        let ttl = self.lifetime(ttl_ms, lineage.max_ttl_ms);
+        let leaf = issue::sign(&issuing, &lineage.spiffe_id, key, ttl, self.ca.backdate(), now_ms())?;
+        let certificate = Certificate {
+            serial: leaf.serial.clone(),
+            lineage: lineage.id.clone(),
+            spki_hash: key.hash().to_vec(),
+            leaf: leaf.der.clone(),
+            issuer: issuing.certificate.to_vec(),
+            issuer_key_id: hex(&issuing.key_id),
+            not_before: leaf.not_before * 1000,
+            not_after: leaf.not_after * 1000,
+        };
+        change.add_certificate(&certificate).await?;
+        let chain = vec![certificate.leaf, certificate.issuer];
+        Ok((leaf, Issued { chain, repeated: false }))
+    }
+
+    /// The wish within the bounds of this control plane and of the token.
+    fn lifetime(&self, wanted_ms: u64, bound_ms: Option<i64>) -> Duration {
+        let wanted =
+            if wanted_ms == 0 { self.terms.ttl.as_duration() } else { Duration::from_millis(wanted_ms) };
+        let bound = bound_ms.map_or(Duration::MAX, |ms| Duration::from_millis(ms.max(0).unsigned_abs()));
+        wanted.clamp(self.terms.min_ttl.as_duration(), self.terms.max_ttl.as_duration()).min(bound)
+    }
+
+    /// Counts a result, and puts a refusal on record.
+    async fn settle(
+        &self,
+        action: &'static str,
+        actor: &str,
+        subject: &str,
+        result: &Result<Issued, Refusal>,
+    ) {
+        match result {
+            Ok(issued) => self.metrics.issued(action, if issued.repeated { "repeated" } else { "issued" }),
+            Err(refusal) => {
+                let fault = matches!(refusal, Refusal::Store(_) | Refusal::Ca(_));
+                self.metrics.issued(action, if fault { "failed" } else { "refused" });
+                self.refused(action, actor, subject, refusal).await;
+            }
+        }
+    }
+
+    async fn refused(&self, action: &'static str, actor: &str, subject: &str, refusal: &Refusal) {
+        self.metrics.refused(action, refusal.reason());
+        if let Refusal::Store(error) = refusal {
+            tracing::error!(%error, action, "the store failed");
+        }
+        if let Refusal::Ca(error) = refusal {
+            tracing::error!(%error, action, "signing failed");
+        }
+        if self.limits.audit_refusal(now_ms()) {
+            Entry::refused(actor, action, subject, refusal.reason()).write(&self.store).await;
+        }
+    }
+
+    /// Puts on record a request that never became a message.
+    pub async fn unreadable(&self, action: &'static str, actor: &str) {
+        self.refused(action, actor, "", &Refusal::Malformed("unreadable message")).await;
+    }
+}
+
+async fn lineage_of(change: &mut Change, peer: &Peer, serial: &str) -> Result<Lineage, Refusal> {
+    let lineage = change.lineage_of(serial).await?.ok_or(Refusal::UnknownSerial)?;
+    if lineage.spiffe_id == peer.id { Ok(lineage) } else { Err(Refusal::UnknownSerial) }
+}
+
+/// Two-phase switch: the serial in use stays good until the next one is used for the first time.
+async fn use_serial(change: &mut Change, mut lineage: Lineage, serial: &str) -> Result<Lineage, Refusal> {
+    if lineage.next_serial.as_deref() == Some(serial) {
+        lineage.current_serial = serial.to_owned();
+        lineage.next_serial = None;
+    } else if lineage.current_serial != serial {
+        return Err(Refusal::Superseded);
+    }
+    change
+        .set_serials(&lineage.id, &lineage.current_serial, lineage.next_serial.as_deref(), now_ms())
+        .await?;
+    Ok(lineage)
+}
+
+fn issued_entry(actor: &str, action: &str, lineage: &Lineage, leaf: &Leaf) -> Entry {
+    let detail = json!({
+        "lineage": lineage.id,
+        "instance": lineage.instance,
+        "serial": leaf.serial,
+        "not_after": leaf.not_after * 1000,
+    });
+    Entry::done(actor, action, lineage.spiffe_id.as_str(), detail)
+}

@@ -1,0 +1,129 @@
+//! Redeeming a join token: sizes, secret, request, proof, then one transaction that spends the token and issues.
+
+use std::net::IpAddr;
+
+use postern_config::enroll::{EXPORTER_LEN, NONCE_LEN, proof_message};
+
+use super::{Issued, Refusal, Registry, TokenFault, issued_entry};
+use crate::clock::now_ms;
+use crate::digest::sha256;
+use crate::issue::csr::Csr;
+use crate::store::{Lineage, Token};
+
+/// The longest name that a proxy may give itself, in bytes.
+const MAX_INSTANCE: usize = 128;
+
+/// One attempt to enroll, as it came over one TLS connection.
+#[derive(Clone, Copy)]
+pub struct Attempt<'a> {
+    /// The token's public name.
+    pub token_id: &'a str,
+    /// The token's secret, 32 bytes.
+    pub secret: &'a [u8],
+    /// PKCS#10, DER.
+    pub csr: &'a [u8],
+    /// Fresh bytes of the caller's.
+    pub nonce: &'a [u8],
+    /// The new key's signature over this connection's exporter, nonce and request.
+    pub proof: &'a [u8],
+    /// Wanted lifetime, milliseconds; 0 for the default.
+    pub ttl_ms: u64,
+    /// What the proxy calls itself.
+    pub instance: &'a str,
+    /// This connection's exporter.
+    pub exporter: [u8; EXPORTER_LEN],
+    /// Where the connection comes from.
+    pub remote: IpAddr,
+}
+
+impl Registry {
+    /// Redeems a join token. A second attempt with the same key gets the same certificate, with another key nothing.
+    pub async fn enroll(&self, attempt: Attempt<'_>) -> Result<Issued, Refusal> {
+        let result = self.try_enroll(attempt).await;
+        let token: String = attempt.token_id.chars().take(64).collect();
+        self.settle("enroll", &attempt.remote.to_string(), &token, &result).await;
+        result
+    }
+
+    async fn try_enroll(&self, attempt: Attempt<'_>) -> Result<Issued, Refusal> {
+        check_shape(attempt)?;
+        // The secret comes first: without it a caller costs one indexed read and one hash.
+        let token = self.store.token(attempt.token_id).await?.ok_or(Refusal::Token(TokenFault::Unknown))?;
+        check_secret(&token, attempt.secret)?;
+        if !self.limits.attempt(&token.id, now_ms()) {
+            return Err(Refusal::TooMany);
+        }
+        if token.cidr.is_some_and(|cidr| !cidr.contains(&attempt.remote.to_canonical())) {
+            return Err(Refusal::Token(TokenFault::Address));
+        }
+        let csr = Csr::parse(attempt.csr)?;
+        if !csr.key.verify(&proof_message(&attempt.exporter, attempt.nonce, attempt.csr), attempt.proof) {
+            return Err(Refusal::Proof);
+        }
+        csr.check(&token.spiffe_id)?;
+        self.redeem(attempt, token, &csr).await
+    }
+
+    async fn redeem(&self, attempt: Attempt<'_>, token: Token, csr: &Csr) -> Result<Issued, Refusal> {
+        let key = csr.key.hash();
+        let mut lineage = Lineage {
+            id: ulid::Ulid::new().to_string(),
+            spiffe_id: token.spiffe_id,
+            labels: token.labels,
+            instance: attempt.instance.to_owned(),
+            max_ttl_ms: token.max_ttl_ms,
+            current_serial: String::new(),
+            next_serial: None,
+        };
+        let mut change = self.store.change().await?;
+        if !change.spend_token(&token.id, &key, &lineage.id, now_ms()).await? {
+            let token = change.token(&token.id).await?.ok_or(Refusal::Token(TokenFault::Unknown))?;
+            let lineage = match token.redeemed_spki {
+                None => return Err(Refusal::Token(TokenFault::Expired)),
+                Some(redeemed) if redeemed != key => return Err(Refusal::Token(TokenFault::Used)),
+                Some(_) => token.lineage.unwrap_or_default(),
+            };
+            // The answer to this very key got lost: here it is again.
+            let earlier = change.certificate_of_key(&lineage, &key).await?.filter(|c| c.not_after > now_ms());
+            let earlier = earlier.ok_or(Refusal::Token(TokenFault::Used))?;
+            return Ok(Issued { chain: vec![earlier.leaf, earlier.issuer], repeated: true });
+        }
+        // The lineage's row comes first, since the certificate refers to it.
+        change.add_lineage(&lineage, now_ms()).await?;
+        let (leaf, issued) = self.sign(&mut change, &lineage, &csr.key, attempt.ttl_ms).await?;
+        lineage.current_serial.clone_from(&leaf.serial);
+        change.set_serials(&lineage.id, &leaf.serial, None, now_ms()).await?;
+        let entry =
+            issued_entry(&attempt.remote.to_string(), "enroll", &lineage, &leaf).about_token(&token.id);
+        entry.append(&mut change).await?;
+        change.commit().await?;
+        entry.log();
+        Ok(issued)
+    }
+}
+
+fn check_shape(attempt: Attempt<'_>) -> Result<(), Refusal> {
+    let id = attempt.token_id;
+    if id.is_empty() || id.len() > 64 || !id.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        return Err(Refusal::Malformed("token_id"));
+    }
+    if attempt.secret.len() != 32 {
+        return Err(Refusal::Malformed("token_secret"));
+    }
+    if !NONCE_LEN.contains(&attempt.nonce.len()) {
+        return Err(Refusal::Malformed("nonce"));
+    }
+    if attempt.instance.len() > MAX_INSTANCE || attempt.instance.chars().any(char::is_control) {
+        return Err(Refusal::Malformed("instance"));
+    }
+    if attempt.csr.is_empty() || attempt.proof.is_empty() {
+        return Err(Refusal::Malformed("csr or proof is missing"));
+    }
+    Ok(())
+}
+
+/// The secret has 256 random bits, so one hash is enough at rest; the comparison takes the same time for every secret.
+fn check_secret(token: &Token, secret: &[u8]) -> Result<(), Refusal> {
+    aws_lc_rs::constant_time::verify_slices_are_equal(&sha256(secret), &token.secret_hash)
+        .map_err(|_| Refusal::Token(TokenFault::WrongSecret))
+}

@@ -1,0 +1,115 @@
+//! What operators see: log lines on standard error, and the metrics of the control plane.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+use postern_config::file::control::{ControlLog, ControlLogFormat};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tracing_subscriber::EnvFilter;
+
+/// Sends events to standard error. A second call in one process changes nothing.
+pub fn log(config: &ControlLog) -> Result<(), String> {
+    use std::io::IsTerminal as _;
+    let filter =
+        EnvFilter::try_new(&config.level).map_err(|e| format!("log.level: {:?}: {e}", config.level))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = match config.format {
+        ControlLogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
+        ControlLogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    Ok(())
+}
+
+/// The control plane's metrics. Cheap to clone; every label has a closed set of values.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    issued: Family<Issue, Counter>,
+    refused: Family<RefusedBecause, Counter>,
+    handshakes: Family<Handshake, Counter>,
+    /// Open Watch streams.
+    pub streams: Gauge,
+    /// The generation that is being pushed.
+    pub generation: Gauge<u64, AtomicU64>,
+    /// notAfter of the issuing CA, seconds since 1970.
+    pub issuing_ends: Gauge<i64, AtomicI64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Issue {
+    kind: &'static str,
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusedBecause {
+    action: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Handshake {
+    result: &'static str,
+    reason: &'static str,
+}
+
+impl Metrics {
+    /// A registry of its own.
+    pub fn new() -> Self {
+        let mut registry = Registry::default();
+        let (issued, refused, handshakes) = (Family::default(), Family::default(), Family::default());
+        let (streams, generation, issuing_ends) = (Gauge::default(), Gauge::default(), Gauge::default());
+        registry.register(
+            "postern_control_certificates",
+            "Requests for certificates by result",
+            issued.clone(),
+        );
+        registry.register("postern_control_refusals", "Refused requests by closed reason", refused.clone());
+        registry.register(
+            "postern_control_handshakes",
+            "TLS handshakes on the proxies' port",
+            handshakes.clone(),
+        );
+        registry.register("postern_control_proxies_connected", "Open Watch streams", streams.clone());
+        registry.register("postern_control_generation", "Generation that is pushed", generation.clone());
+        registry.register(
+            "postern_control_issuing_ca_not_after_seconds",
+            "End of the issuing CA, seconds since 1970",
+            issuing_ends.clone(),
+        );
+        Self { registry: Arc::new(registry), issued, refused, handshakes, streams, generation, issuing_ends }
+    }
+
+    /// Counts one request for a certificate.
+    pub fn issued(&self, kind: &'static str, result: &'static str) {
+        self.issued.get_or_create(&Issue { kind, result }).inc();
+    }
+
+    /// Counts one refusal.
+    pub fn refused(&self, action: &'static str, reason: &'static str) {
+        self.refused.get_or_create(&RefusedBecause { action, reason }).inc();
+    }
+
+    /// Counts one handshake; `reason` is empty for one that succeeded.
+    pub fn handshake(&self, reason: &'static str) {
+        let result = if reason.is_empty() { "ok" } else { "failed" };
+        self.handshakes.get_or_create(&Handshake { result, reason }).inc();
+    }
+
+    /// Everything as OpenMetrics text.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
