@@ -66,7 +66,7 @@ pub enum AnchorError {
 }
 
 impl TrustBundle {
-    /// A bundle of these DER certificates; each must be a CA.
+    /// A bundle of these DER certificates; each must be a CA, and one that stands twice counts once.
     pub fn new(
         trust_domain: TrustDomain,
         sequence: u64,
@@ -82,6 +82,9 @@ impl TrustBundle {
     }
 
     fn add(&mut self, index: usize, der: CertificateDer<'static>) -> Result<(), BundleError> {
+        if self.anchors.iter().any(|a| a.der() == der.as_ref()) {
+            return Ok(());
+        }
         let refused = |why| BundleError::Authority { index, why };
         if self.anchors.len() == MAX_AUTHORITIES {
             return Err(BundleError::TooMany);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_saphyr::MessageFormatter as _;
 
 pub mod control;
 pub mod proxy;
@@ -113,9 +114,20 @@ pub fn parse_stream<T: DeserializeOwned>(text: &str) -> Result<Vec<T>, YamlError
 }
 
 fn explain(error: &serde_saphyr::Error) -> YamlError {
-    let plain = error.without_snippet();
-    let place = plain.location().map(|l| (l.line(), l.column())).filter(|(line, _)| *line > 0);
-    YamlError { place, message: suggest::improve(&plain.to_string()) }
+    use serde_saphyr::Error as E;
+    let place = error.location().map(|l| (l.line(), l.column())).filter(|(line, _)| *line > 0);
+    let mut cause = error;
+    while let E::WithSnippet { error, .. } | E::AliasError { error, .. } = cause {
+        cause = error;
+    }
+    let message = match cause {
+        E::SerdeUnknownField { field, expected, .. } => suggest::unknown("field", field, expected),
+        E::SerdeUnknownVariant { variant, expected, .. } => suggest::unknown("value", variant, expected),
+        other => suggest::cure(&serde_saphyr::UserMessageFormatter.format_message(other)),
+    };
+    // What the file says must not reach into the terminal that shows the mistake.
+    let printable = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    YamlError { place, message: message.chars().map(printable).collect() }
 }
 
 /// A length of time as people write it: `500ms`, `10s`, `5m`, `1h`, `7d`.
@@ -161,7 +173,7 @@ impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.as_millis();
         let (name, unit) =
-            UNITS.iter().rev().find(|(_, unit)| ms % u128::from(*unit) == 0).unwrap_or(&UNITS[0]);
+            UNITS.iter().rev().find(|(_, unit)| ms.is_multiple_of(u128::from(*unit))).unwrap_or(&UNITS[0]);
         write!(f, "{}{name}", ms / u128::from(*unit))
     }
 }

@@ -10,7 +10,6 @@ use crate::service::{Service, ServiceError};
 
 /// The generated messages of `proto/control.proto`.
 #[expect(missing_docs, reason = "generated; the .proto file documents each field")]
-#[expect(clippy::all, reason = "generated")]
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/postern.control.v1.rs"));
 }
@@ -35,6 +34,9 @@ pub enum WireError {
     /// A service cannot be used.
     #[error("{0}")]
     Service(#[from] ServiceError),
+    /// Two bundles of one trust domain, or two services of one name: neither is the right one.
+    #[error("{0} stands twice in one message")]
+    Twice(String),
     /// A tainted key is not named by 32 bytes.
     #[error("a revoked key is named by {0} bytes instead of 32")]
     Spki(usize),
@@ -64,6 +66,7 @@ impl TryFrom<&v1::BundleSet> for BundleSet {
     type Error = WireError;
 
     fn try_from(message: &v1::BundleSet) -> Result<Self, WireError> {
+        refuse_twice(message.bundles.iter().map(|b| &b.trust_domain))?;
         message.bundles.iter().map(TrustBundle::try_from).collect()
     }
 }
@@ -83,14 +86,19 @@ impl TryFrom<&v1::RevocationSet> for Revocations {
     type Error = WireError;
 
     fn try_from(message: &v1::RevocationSet) -> Result<Self, WireError> {
-        let identities = message.identities.iter().map(|r| Ok((parse_id(&r.spiffe_id)?, r.issued_before)));
+        let mut identities = HashMap::new();
+        for revoked in &message.identities {
+            // Said twice, the later date holds: it refuses more.
+            let before = identities.entry(parse_id(&revoked.spiffe_id)?).or_insert(i64::MIN);
+            *before = revoked.issued_before.max(*before);
+        }
         let spkis = message
             .spkis
             .iter()
             .map(|s| <[u8; 32]>::try_from(s.as_slice()).map_err(|_| WireError::Spki(s.len())));
         Ok(Self {
             serials: message.serials.iter().map(|r| (r.issuer_key_id.clone(), r.serial.clone())).collect(),
-            identities: identities.collect::<Result<HashMap<_, _>, WireError>>()?,
+            identities,
             spkis: spkis.collect::<Result<HashSet<_>, WireError>>()?,
         })
     }
@@ -125,5 +133,16 @@ pub fn services(message: &v1::ServiceSet) -> Result<Vec<Service>, WireError> {
         service.check()?;
         Ok(service)
     };
+    refuse_twice(message.services.iter().map(|s| &s.name))?;
     message.services.iter().map(service).collect()
+}
+
+fn refuse_twice<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), WireError> {
+    let mut seen = HashSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(WireError::Twice(name.clone()));
+        }
+    }
+    Ok(())
 }

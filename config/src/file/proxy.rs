@@ -294,7 +294,25 @@ impl ProxyConfig {
                 _ => return fail(at(), "give either `service`, or `connect` with `identity`"),
             }
         }
+        self.check_addresses()?;
+        if self.identity.ttl == Span::from_secs(0) {
+            return fail("identity.ttl".to_owned(), "a certificate that lives for 0s serves nobody");
+        }
         self.limits.check()
+    }
+
+    /// Two listeners on one address: the second could not start. Port 0 takes a free one each time.
+    fn check_addresses(&self) -> Result<(), ConfigError> {
+        let inbound = self.inbound.iter().enumerate().map(|(i, l)| (format!("inbound[{i}]"), l.listen));
+        let outbound = self.outbound.iter().enumerate().map(|(i, l)| (format!("outbound[{i}]"), l.listen));
+        let mut seen: Vec<(String, SocketAddr)> = vec![("metrics".to_owned(), self.metrics.listen)];
+        for (at, address) in inbound.chain(outbound) {
+            if let Some((earlier, _)) = seen.iter().find(|(_, a)| *a == address && a.port() != 0) {
+                return Err(ConfigError { why: format!("{address} is taken by {earlier}"), at });
+            }
+            seen.push((at, address));
+        }
+        Ok(())
     }
 }
 
@@ -310,6 +328,9 @@ impl Limits {
         }
         if self.handshakes_per_source > self.handshakes_in_progress {
             return fail("handshakes_per_source", "is greater than handshakes_in_progress");
+        }
+        if self.connect_timeout == Span::from_secs(0) || self.idle_timeout == Span::from_secs(0) {
+            return fail("connect_timeout, idle_timeout", "0s would end every connection at once");
         }
         // A silent peer must not hold a slot for longer than an operator would notice.
         if self.handshake_timeout > Span::from_secs(10) || self.handshake_timeout == Span::from_secs(0) {

@@ -1,29 +1,33 @@
-//! Turns a parser's message into one with a cure: unknown fields get the nearest known name.
+//! A cure for unknown names: the nearest known one.
 
 /// The greatest edit distance at which a name is still taken for a slip of the fingers.
 const MAX_DISTANCE: usize = 3;
 
-/// Rewrites "unknown field `x`, expected one of …" into "unknown field `x`; did you mean `y`?".
-pub(super) fn improve(message: &str) -> String {
-    let Some((head, known)) = message.split_once(", expected ") else { return message.to_owned() };
-    if !(head.starts_with("unknown field") || head.starts_with("unknown variant")) {
-        return message.to_owned();
-    }
-    let Some(written) = quoted(head).next() else { return message.to_owned() };
-    let nearest = quoted(known).map(|name| (distance(written, name), name)).min();
+/// "unknown field `x`; did you mean `y`?", or what is known where nothing is near.
+pub(super) fn unknown(what: &str, written: &str, known: &[&str]) -> String {
+    let nearest = known.iter().map(|name| (distance(written, name), name)).min();
     match nearest {
         Some((near, name)) if near <= MAX_DISTANCE && near < written.len() => {
-            format!("{head}; did you mean `{name}`?")
+            format!("unknown {what} `{written}`; did you mean `{name}`?")
         }
         _ => {
-            let names: Vec<String> = quoted(known).map(|n| format!("`{n}`")).collect();
-            format!("{head}; known here: {}", names.join(", "))
+            let names: Vec<String> = known.iter().map(|n| format!("`{n}`")).collect();
+            format!("unknown {what} `{written}`; known here: {}", names.join(", "))
         }
     }
 }
 
-fn quoted(text: &str) -> impl Iterator<Item = &str> {
-    text.split('`').skip(1).step_by(2)
+/// Says what to write instead, where a message only says that something is wrong.
+pub(super) fn cure(message: &str) -> String {
+    match message {
+        "invalid socket address syntax" => {
+            "not an address; write `ip:port`, such as 127.0.0.1:8080".to_owned()
+        }
+        "only single YAML document expected but multiple found" => {
+            "a second document begins here; this file holds one".to_owned()
+        }
+        other => other.to_owned(),
+    }
 }
 
 /// Levenshtein's distance in bytes, one row at a time.

@@ -1,5 +1,7 @@
 //! Documents into rules that can be asked: every value parsed, HTTP fields resolved for connections without HTTP.
 
+use std::borrow::Cow;
+
 use super::document::{Action, AuthorizationPolicy, Condition, Key, Operation, Rule, Source};
 use super::pattern::{IpBlock, NamespacePattern, Port, ServiceAccount, TextPattern};
 use super::{Connection, Policy, PolicyName, RuleRef};
@@ -22,7 +24,7 @@ pub(super) struct Group {
 #[derive(Debug)]
 pub(super) struct Clause {
     /// The field's name in the document, for explanations.
-    pub(super) field: &'static str,
+    pub(super) field: Cow<'static, str>,
     pub(super) negated: bool,
     pub(super) tests: Vec<Test>,
 }
@@ -140,9 +142,9 @@ fn source_clauses(source: &Source, own_namespace: &str) -> Vec<Clause> {
         account: a.account.clone(),
     };
     let mut clauses = Vec::new();
-    let mut add = |field, negated, tests: Vec<Test>| {
+    let mut add = |field: &'static str, negated, tests: Vec<Test>| {
         if !tests.is_empty() {
-            clauses.push(Clause { field, negated, tests });
+            clauses.push(Clause { field: Cow::Borrowed(field), negated, tests });
         }
     };
     let principals =
@@ -169,7 +171,7 @@ fn operation_clauses(operation: &Operation) -> Vec<Clause> {
     [(false, ports(&operation.ports)), (true, ports(&operation.not_ports))]
         .into_iter()
         .filter(|(_, tests)| !tests.is_empty())
-        .map(|(negated, tests)| Clause { field: "port", negated, tests })
+        .map(|(negated, tests)| Clause { field: "port".into(), negated, tests })
         .collect()
 }
 
@@ -190,7 +192,7 @@ fn condition_clauses(condition: &Condition, own_namespace: &str) -> Vec<Clause> 
     [(false, tests(&condition.values)), (true, tests(&condition.not_values))]
         .into_iter()
         .filter(|(_, tests)| !tests.is_empty())
-        .map(|(negated, tests)| Clause { field: "condition", negated, tests })
+        .map(|(negated, tests)| Clause { field: condition.key.name().to_owned().into(), negated, tests })
         .collect()
 }
 

@@ -39,6 +39,9 @@ pub struct AuthorizationPolicy {
     /// What it says; an empty one denies everything.
     #[serde(default)]
     pub spec: Spec,
+    #[serde(default, skip_serializing)]
+    #[schemars(skip)]
+    status: Ignored,
 }
 
 /// The accepted API versions.
@@ -173,13 +176,27 @@ pub(super) struct Rule {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct From {
+    #[serde(deserialize_with = "not_empty")]
     pub(super) source: Source,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct To {
+    #[serde(deserialize_with = "not_empty")]
     pub(super) operation: Operation,
+}
+
+/// An empty `source` or `operation` looks like "nobody" and would mean "everybody".
+fn not_empty<'de, D: Deserializer<'de>, T>(deserializer: D) -> Result<T, D::Error>
+where
+    T: Deserialize<'de> + Default + PartialEq,
+{
+    let value = T::deserialize(deserializer)?;
+    if value == T::default() {
+        return Err(serde::de::Error::custom("it is empty; leave it out to match everything"));
+    }
+    Ok(value)
 }
 
 macro_rules! lists {
@@ -227,7 +244,7 @@ lists! {
 }
 
 /// One `when` entry; its values are read by the kind of its key.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Condition {
     pub(super) key: Key,
@@ -235,6 +252,24 @@ pub(super) struct Condition {
     pub(super) values: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) not_values: Vec<String>,
+}
+
+impl<'de> Deserialize<'de> for Condition {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        struct Unread {
+            key: Key,
+            #[serde(default)]
+            values: Vec<String>,
+            #[serde(default)]
+            not_values: Vec<String>,
+        }
+        let Unread { key, values, not_values } = Unread::deserialize(deserializer)?;
+        let condition = Self { key, values, not_values };
+        super::compile::check_condition(&condition).map_err(serde::de::Error::custom)?;
+        Ok(condition)
+    }
 }
 
 /// What a `when` entry looks at.
@@ -269,12 +304,7 @@ const KEYS: [(&str, Key); 9] = [
 
 impl std::convert::From<Key> for String {
     fn from(key: Key) -> Self {
-        match key {
-            Key::Http(name) => name,
-            other => {
-                KEYS.iter().find(|(_, k)| *k == other).map(|(name, _)| (*name).to_owned()).unwrap_or_default()
-            }
-        }
+        key.name().to_owned()
     }
 }
 
@@ -284,11 +314,32 @@ impl<'de> Deserialize<'de> for Key {
         if let Some((_, key)) = KEYS.iter().find(|(name, _)| *name == text) {
             return Ok(key.clone());
         }
-        let http = text.starts_with("request.headers[") || text.starts_with("request.auth.");
-        if http {
+        if is_http_key(&text) {
             return Ok(Self::Http(text));
         }
         Err(serde::de::Error::custom(format_args!("unknown condition key {text:?}")))
+    }
+}
+
+/// `request.headers[<name>]`, `request.auth.claims[<name>]…`, or one of the other claims by name.
+fn is_http_key(text: &str) -> bool {
+    let named = |rest: &str| rest.len() > 2 && rest.starts_with('[') && rest.ends_with(']');
+    match text.strip_prefix("request.") {
+        Some("auth.principal" | "auth.audiences" | "auth.presenter") => true,
+        Some(rest) => {
+            rest.strip_prefix("headers").or_else(|| rest.strip_prefix("auth.claims")).is_some_and(named)
+        }
+        None => false,
+    }
+}
+
+impl Key {
+    /// Its name in a document.
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Http(name) => name,
+            other => KEYS.iter().find(|(_, key)| key == other).map_or("", |(name, _)| name),
+        }
     }
 }
 
@@ -297,9 +348,6 @@ impl AuthorizationPolicy {
     pub fn from_yaml_stream(text: &str) -> Result<Vec<Self>, PolicyError> {
         let policies: Vec<Self> = crate::file::parse_stream(text)?;
         for (index, policy) in policies.iter().enumerate() {
-            policy
-                .check()
-                .map_err(|why| YamlError::without_place(format!("policy {}: {why}", policy.full_name())))?;
             if policies[..index].iter().any(|earlier| earlier.full_name() == policy.full_name()) {
                 return Err(PolicyError::Twice(policy.full_name()));
             }
@@ -309,9 +357,7 @@ impl AuthorizationPolicy {
 
     /// Reads one JSON document, as [`Self::to_json`] writes it.
     pub fn from_json(text: &str) -> Result<Self, PolicyError> {
-        let policy: Self = serde_json::from_str(text)?;
-        policy.check().map_err(<serde_json::Error as serde::de::Error>::custom)?;
-        Ok(policy)
+        Ok(serde_json::from_str(text)?)
     }
 
     /// One JSON document.
@@ -341,25 +387,5 @@ impl AuthorizationPolicy {
         let selected =
             self.spec.selector.iter().flat_map(|s| &s.match_labels).all(|(k, v)| labels.get(k) == Some(v));
         in_scope && selected
-    }
-
-    /// What the fields' types alone do not say.
-    fn check(&self) -> Result<(), String> {
-        for (at, rule) in self.spec.rules.iter().enumerate() {
-            if rule.from.iter().any(|f| f.source == Source::default()) {
-                return Err(format!(
-                    "rule {at}: an empty `source` is not allowed; leave `from` out to match anyone"
-                ));
-            }
-            if rule.to.iter().any(|t| t.operation == Operation::default()) {
-                return Err(format!(
-                    "rule {at}: an empty `operation` is not allowed; leave `to` out to match all"
-                ));
-            }
-            for condition in &rule.when {
-                super::compile::check_condition(condition).map_err(|why| format!("rule {at}: {why}"))?;
-            }
-        }
-        Ok(())
     }
 }

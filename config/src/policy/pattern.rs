@@ -118,7 +118,7 @@ impl ServiceAccount {
         };
         if account.is_empty()
             || account.contains(['/', '*'])
-            || namespace.as_deref().is_some_and(|n| n.is_empty())
+            || namespace.as_deref().is_some_and(|n| n.is_empty() || n.contains('*'))
         {
             return Err(format!("{text:?} is not a service account; write `account` or `namespace/account`"));
         }
@@ -145,10 +145,10 @@ impl IpBlock {
 
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         if let Ok(ip) = text.parse::<IpAddr>() {
-            return Ok(Self(IpNet::from(ip)));
+            return Ok(Self(IpNet::from(ip.to_canonical())));
         }
         if let Ok(net) = text.parse::<IpNet>() {
-            return Ok(Self(net.trunc()));
+            return Ok(Self(canonical(net.trunc())));
         }
         let why = match text.split_once('/').map(|(ip, length)| (ip.parse::<IpAddr>(), length.parse::<u32>()))
         {
@@ -162,6 +162,15 @@ impl IpBlock {
 
     fn text(&self) -> String {
         self.0.to_string()
+    }
+}
+
+/// A block of IPv4-mapped addresses as the IPv4 block that it means: peers are compared in canonical form.
+fn canonical(net: IpNet) -> IpNet {
+    let length = net.prefix_len().checked_sub(96);
+    match (net.network().to_canonical(), length) {
+        (ip @ IpAddr::V4(_), Some(length)) => IpNet::new(ip, length).unwrap_or(net),
+        _ => net,
     }
 }
 
