@@ -1,0 +1,172 @@
+//! Flags and environment over the configuration file: one struct comes out, and where each value came from no longer matters.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use postern_config::file::proxy::{Announce, Inbound, LogFormat, Outbound, Protocol, ProxyConfig};
+use postern_config::file::{self, Span};
+use postern_config::id::SpiffeId;
+use postern_proxy::identity::join::JoinSource;
+
+const EXAMPLES: &str = "\
+Examples:
+  postern-proxy --join @payments.join --inbound 0.0.0.0:15006=127.0.0.1:8080
+  postern-proxy --join @web.join --outbound 127.0.0.1:9001=shop.payments
+  postern-proxy --config proxy.yaml
+  postern-proxy check -f proxy.yaml
+
+Exit codes: 0 stopped in order, 1 refused or failed, 2 wrong usage.";
+
+/// Terminates and originates mutual TLS for the workload beside it, with an identity that it fetches and rotates itself.
+#[derive(Debug, Parser)]
+#[command(name = "postern-proxy", version, after_help = EXAMPLES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Reads a configuration file and says what is wrong with it, without running anything.
+    Check {
+        /// The file.
+        #[arg(short, long)]
+        file: PathBuf,
+        /// How to answer.
+        #[arg(long, value_enum, default_value_t = Output::Text)]
+        output: Output,
+    },
+}
+
+/// How a command answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// What is given on the command line or in the environment lies over the file.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The configuration file.
+    #[arg(short, long, env = "POSTERN_CONFIG")]
+    config: Option<PathBuf>,
+    /// The join string: @FILE, or - for standard input.
+    #[arg(long, value_name = "@FILE|-")]
+    join: Option<JoinSource>,
+    /// A file with the join string.
+    #[arg(long, env = "POSTERN_JOIN_FILE", hide_env_values = true, value_name = "FILE")]
+    join_file: Option<PathBuf>,
+    /// The control plane's address, where it differs from the join string's.
+    #[arg(long, env = "POSTERN_CONTROL", value_name = "HOST:PORT")]
+    control: Option<String>,
+    /// mTLS in, plain to the app; may be given more than once. `,announce=SERVICE[@HOST:PORT]` tells the control plane.
+    #[arg(long, value_name = "LISTEN=APP[,announce=SERVICE[@HOST:PORT]]", value_parser = parse_inbound)]
+    inbound: Vec<Inbound>,
+    /// Plain in, mTLS out to a service; may be given more than once.
+    #[arg(long, value_name = "LISTEN=SERVICE|LISTEN=HOST:PORT,SPIFFE-ID", value_parser = parse_outbound)]
+    outbound: Vec<Outbound>,
+    /// Wanted lifetime of a certificate, such as 1h.
+    #[arg(long, env = "POSTERN_TTL")]
+    ttl: Option<Span>,
+    /// A directory (0700) that keeps key and certificate over a restart.
+    #[arg(long, env = "POSTERN_IDENTITY_CACHE", value_name = "DIR")]
+    identity_cache: Option<PathBuf>,
+    /// Where /livez, /readyz and /metrics are served.
+    #[arg(long, env = "POSTERN_METRICS", value_name = "IP:PORT")]
+    metrics: Option<SocketAddr>,
+    /// text or json.
+    #[arg(long, env = "POSTERN_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+    /// error, warn, info, debug, trace, or a filter.
+    #[arg(long, env = "POSTERN_LOG_LEVEL")]
+    log_level: Option<String>,
+    /// An OTLP/gRPC collector for traces and metrics.
+    #[arg(long, env = "POSTERN_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<String>,
+    /// How long open connections may go on after SIGTERM.
+    #[arg(long, env = "POSTERN_DRAIN_TIMEOUT")]
+    drain_timeout: Option<Span>,
+    /// Threads that carry traffic; 0 takes one per processor.
+    #[arg(long, env = "POSTERN_WORKERS")]
+    workers: Option<usize>,
+    /// How to say that this proxy is ready.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
+}
+
+impl RunArgs {
+    /// The configuration in force, checked, and where the join string comes from.
+    pub(crate) fn resolve(self) -> anyhow::Result<(ProxyConfig, Option<JoinSource>)> {
+        let path = self.config.clone();
+        let mut config: ProxyConfig = path.as_deref().map(file::load).transpose()?.unwrap_or_default();
+        let join = self.join.clone().or_else(|| self.join_file.clone().map(JoinSource::File));
+        self.lay_over(&mut config);
+        let named = |error| match &path {
+            Some(path) => anyhow::anyhow!("{}: {error}", path.display()),
+            None => anyhow::anyhow!("{error}"),
+        };
+        config.check().map_err(named)?;
+        let from_file = config.control.join_file.as_ref().map(|p| match p.as_os_str() == "-" {
+            true => JoinSource::Stdin,
+            false => JoinSource::File(p.clone()),
+        });
+        Ok((config, join.or(from_file)))
+    }
+
+    fn lay_over(self, config: &mut ProxyConfig) {
+        fn set<T>(field: &mut T, given: Option<T>) {
+            if let Some(given) = given {
+                *field = given;
+            }
+        }
+        set(&mut config.control.address, self.control.map(Some));
+        set(&mut config.identity.ttl, self.ttl);
+        set(&mut config.identity.cache, self.identity_cache.map(Some));
+        set(&mut config.metrics.listen, self.metrics);
+        set(&mut config.log.format, self.log_format);
+        set(&mut config.log.level, self.log_level);
+        set(&mut config.otlp.endpoint, self.otlp_endpoint.map(Some));
+        set(&mut config.drain.timeout, self.drain_timeout);
+        set(&mut config.workers, self.workers);
+        config.inbound.extend(self.inbound);
+        config.outbound.extend(self.outbound);
+    }
+}
+
+fn parse_inbound(text: &str) -> Result<Inbound, String> {
+    let usage = "write LISTEN=APP, such as 0.0.0.0:15006=127.0.0.1:8080";
+    let (listen, rest) = text.split_once('=').ok_or(usage)?;
+    let (app, options) = rest.split_once(',').map_or((rest, None), |(app, options)| (app, Some(options)));
+    let announce = options.map(|options| {
+        let announced = options.strip_prefix("announce=").ok_or(format!("unknown option {options:?}"))?;
+        let (service, address) =
+            announced.split_once('@').map_or((announced, None), |(s, a)| (s, Some(a.to_owned())));
+        Ok::<_, String>(Announce { service: service.to_owned(), address })
+    });
+    Ok(Inbound {
+        listen: listen.parse().map_err(|_| format!("{listen:?} is not IP:PORT; {usage}"))?,
+        app: app.to_owned(),
+        protocol: Protocol::Tcp,
+        announce: announce.transpose()?,
+    })
+}
+
+fn parse_outbound(text: &str) -> Result<Outbound, String> {
+    let usage = "write LISTEN=SERVICE, such as 127.0.0.1:9001=shop.payments, or LISTEN=HOST:PORT,spiffe://…";
+    let (listen, rest) = text.split_once('=').ok_or(usage)?;
+    let listen = listen.parse().map_err(|_| format!("{listen:?} is not IP:PORT; {usage}"))?;
+    let (service, connect, identity) = match rest.split_once(',') {
+        Some((connect, id)) => {
+            let id: SpiffeId = id.parse().map_err(|e| format!("{id:?} is not a SPIFFE ID: {e}"))?;
+            (None, Some(connect.to_owned()), Some(id))
+        }
+        None => (Some(rest.to_owned()), None, None),
+    };
+    Ok(Outbound { listen, service, connect, identity, protocol: Protocol::Tcp })
+}

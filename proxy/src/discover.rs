@@ -1,0 +1,67 @@
+//! Upstream services: who must answer, with which TLS config, at which addresses.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use postern_config::id::SpiffeId;
+use postern_config::service::Service;
+
+use crate::tls::{Connector, Tls};
+
+pub mod balance;
+
+/// One upstream service, ready for connections.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Its name, for the log.
+    pub name: Arc<str>,
+    /// The identity that every endpoint must prove.
+    pub expected: SpiffeId,
+    /// The TLS config that demands exactly that identity.
+    pub connector: Connector,
+    /// Where it listens, each `host:port`; may be empty.
+    pub endpoints: Vec<Arc<str>>,
+}
+
+impl Upstream {
+    /// An upstream with its TLS config; built once per service, not per connection.
+    pub fn new(
+        tls: &Tls,
+        name: &str,
+        expected: SpiffeId,
+        endpoints: &[String],
+    ) -> Result<Self, crate::Error> {
+        let connector = tls.connector(expected.clone()).map_err(|e| crate::Error::Tls(e.to_string()))?;
+        let endpoints = endpoints.iter().map(|e| Arc::from(e.as_str())).collect();
+        Ok(Self { name: name.into(), expected, connector, endpoints })
+    }
+}
+
+/// Every service that the control plane has told of.
+#[derive(Debug, Default)]
+pub struct Services(HashMap<Arc<str>, Arc<Upstream>>);
+
+impl Services {
+    /// The upstreams of these services; TLS configs of unchanged identities are taken over from `earlier`.
+    pub fn new(services: &[Service], tls: &Tls, earlier: &Self) -> Result<Self, crate::Error> {
+        let upstream = |service: &Service| {
+            let known = earlier.of(&service.name).filter(|u| u.expected == service.identity);
+            let upstream = match known {
+                Some(known) => Upstream {
+                    name: Arc::clone(&known.name),
+                    expected: service.identity.clone(),
+                    connector: known.connector.clone(),
+                    endpoints: service.endpoints.iter().map(|e| Arc::from(e.as_str())).collect(),
+                },
+                None => Upstream::new(tls, &service.name, service.identity.clone(), &service.endpoints)?,
+            };
+            Ok((Arc::clone(&upstream.name), Arc::new(upstream)))
+        };
+        services.iter().map(upstream).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// The service of this name.
+    pub fn of(&self, name: &str) -> Option<&Arc<Upstream>> {
+        self.0.get(name)
+    }
+}

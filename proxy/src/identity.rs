@@ -1,0 +1,413 @@
+//! The identity thread: obtains the identity, keeps it fresh, and applies what the control plane pushes.
+//!
+//! It alone writes the snapshots. It holds no connection's time: when the control plane is away, traffic goes on with what
+//! is held, and this thread keeps trying.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use postern_config::file::proxy::ProxyConfig;
+use postern_config::id::TrustDomain;
+use postern_config::wire::v1;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Step, Steps};
+use crate::readiness::{Missing, Readiness};
+use crate::snapshot::Snapshots;
+use crate::telemetry::Metrics;
+use crate::tls::{Credentials, Tls};
+
+mod apply;
+pub mod cache;
+pub mod control;
+pub mod join;
+mod key;
+pub mod renewal;
+
+use apply::Held;
+use cache::Cache;
+use control::{ControlError, Session};
+use join::JoinSource;
+use key::Issued;
+use renewal::Schedule;
+
+/// How often clocks are compared and expiry is looked at.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Why an identity cannot be obtained; the process ends with it.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// Neither a join string nor a usable cache.
+    #[error(
+        "this proxy has no identity and no join string. Create one with `postern token create --id spiffe://…` and pass it \
+         with --join @FILE"
+    )]
+    NothingToBeginWith,
+    /// The join string cannot be read.
+    #[error(transparent)]
+    Join(#[from] join::JoinSourceError),
+    /// The control plane refused the token.
+    #[error(
+        "the control plane refused the join token: {0}. A token is good for one enrollment, and the identity that it \
+         brought lived in the memory of the process that used it: create a new token with `postern token create --id …`, \
+         or set `identity.cache` to survive restarts"
+    )]
+    TokenRefused(String),
+    /// The cache cannot be trusted or written.
+    #[error(transparent)]
+    Cache(#[from] cache::CacheError),
+    /// What was issued cannot be used.
+    #[error("the control plane's answer cannot be used: {0}")]
+    Unusable(String),
+}
+
+/// The identity thread's state.
+pub struct Driver {
+    config: Arc<ProxyConfig>,
+    snapshots: Arc<Snapshots>,
+    tls: Tls,
+    metrics: Arc<Metrics>,
+    readiness: Arc<Readiness>,
+    endpoints: Vec<v1::Announcement>,
+    join: Option<JoinSource>,
+    cache: Option<Cache>,
+    address: String,
+    trust_domain: TrustDomain,
+    issued: Issued,
+    held: Held,
+    schedule: Schedule,
+    steps: Steps,
+    failures: u32,
+    /// The last token that was spent or refused, so that a replaced join file is noticed.
+    spent_token: Option<String>,
+}
+
+/// What [`Driver::begin`] needs.
+pub struct Setup {
+    /// The whole configuration.
+    pub config: Arc<ProxyConfig>,
+    /// Where results go.
+    pub snapshots: Arc<Snapshots>,
+    /// TLS configs.
+    pub tls: Tls,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// What is still missing.
+    pub readiness: Arc<Readiness>,
+    /// Where the join string comes from.
+    pub join: Option<JoinSource>,
+    /// Endpoints to announce.
+    pub endpoints: Vec<v1::Announcement>,
+}
+
+impl Driver {
+    /// Obtains the first identity: from the cache where a valid one lies there, by the join string otherwise. A control
+    /// plane that does not answer is waited for; one that refuses ends this.
+    pub async fn begin(setup: Setup) -> Result<Self, IdentityError> {
+        let cache = setup.config.identity.cache.as_deref().map(Cache::open).transpose()?;
+        let cached = cache.as_ref().map(Cache::read).transpose()?.flatten();
+        let mut spent_token = None;
+        let (address, trust_domain, issued, restored) = match cached {
+            Some(cached) if !cached.is_expired(setup.snapshots.clock.now()) => {
+                tracing::info!("resuming with the cached identity");
+                (cached.address, cached.trust_domain, cached.issued, cached.state)
+            }
+            other => {
+                if other.is_some() {
+                    tracing::warn!("the cached identity has expired; a join string is needed");
+                }
+                let source = setup.join.as_ref().ok_or(IdentityError::NothingToBeginWith)?;
+                let join = source.read()?;
+                spent_token = Some(join.token_id.clone());
+                let address = setup.config.control.address.clone().unwrap_or_else(|| join.address.clone());
+                let (issued, bundle) = enroll(&setup, &address, &join).await?;
+                let state = v1::WatchResponse {
+                    bundles: Some(v1::BundleSet { bundles: vec![bundle] }),
+                    ..v1::WatchResponse::default()
+                };
+                (address, join.trust_domain, issued, state)
+            }
+        };
+        let address = setup.config.control.address.clone().unwrap_or(address);
+        let mut driver = Self {
+            held: Held::new(trust_domain.clone()),
+            config: setup.config,
+            snapshots: setup.snapshots,
+            tls: setup.tls,
+            metrics: setup.metrics,
+            readiness: setup.readiness,
+            endpoints: setup.endpoints,
+            join: setup.join,
+            cache,
+            address,
+            trust_domain,
+            issued,
+            schedule: Schedule::new(0, 0, 0.0),
+            steps: Steps::default(),
+            failures: 0,
+            spent_token,
+        };
+        driver.apply(&restored).map_err(IdentityError::Unusable)?;
+        driver.publish_identity().map_err(IdentityError::Unusable)?;
+        Ok(driver)
+    }
+
+    /// Renews, watches and reconnects until `stop` is cancelled.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut session: Option<Session> = None;
+        let mut retry_at = Instant::now();
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            self.metrics.control_connected.set(i64::from(session.is_some()));
+            let renew_in = self.schedule.wait(self.snapshots.clock.now_ms());
+            let due = Instant::now() + renew_in;
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = tick.tick() => {
+                    if self.watch_clock() {
+                        retry_at = Instant::now();
+                    }
+                }
+                message = next(&mut session), if session.is_some() => match message {
+                    Some(message) => self.take(&mut session, &message).await,
+                    None => {
+                        session = None;
+                        retry_at = Instant::now() + self.pause();
+                    }
+                },
+                () = tokio::time::sleep_until(due.max(retry_at)), if session.is_some() => {
+                    match self.renew(&mut session).await {
+                        // The next session is opened with the new certificate.
+                        Ok(()) => { session = None; retry_at = Instant::now(); }
+                        Err(error) => { session = None; retry_at = Instant::now() + self.failed(&error, renew_in.is_zero()); }
+                    }
+                }
+                () = tokio::time::sleep_until(retry_at), if session.is_none() => {
+                    match self.connect().await {
+                        Ok(opened) => session = Some(opened),
+                        Err(error) => {
+                            retry_at = Instant::now() + self.failed(&error, renew_in.is_zero());
+                            self.enroll_again().await;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Session, ControlError> {
+        let hello = v1::Hello {
+            instance: instance(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            generation: self.held.generation(),
+        };
+        let announce = v1::Announce { endpoints: self.endpoints.clone() };
+        let control_plane = self.trust_domain.control_plane();
+        Session::open(&self.tls, &self.address, control_plane, hello, announce).await
+    }
+
+    async fn renew(&mut self, session: &mut Option<Session>) -> Result<(), ControlError> {
+        let Some(session) = session else { return Ok(()) };
+        let request = key::Request::new().map_err(ControlError::Local)?;
+        let ttl_ms = ttl_ms(&self.config);
+        let answer = session.renew(request.csr.clone(), ttl_ms).await?;
+        self.note_time(answer.server_time_ms);
+        let chain = answer.svid.unwrap_or_default().chain;
+        let earlier = std::mem::replace(&mut self.issued, request.issued(chain));
+        if let Err(why) = self.publish_identity() {
+            self.issued = earlier;
+            return Err(ControlError::Local(why));
+        }
+        self.failures = 0;
+        self.metrics.renewals_ok.inc();
+        Ok(())
+    }
+
+    /// Applies a push and acknowledges it, whichever way it went.
+    async fn take(&mut self, session: &mut Option<Session>, message: &v1::WatchResponse) {
+        self.note_time(message.server_time_ms);
+        self.failures = 0;
+        let result = self.apply(message);
+        if let Err(why) = &result {
+            tracing::error!(generation = message.generation, %why, "a push was refused; the last good state stays");
+        }
+        let Some(session) = session else { return };
+        session.acknowledge(message.generation, result.err().unwrap_or_default()).await;
+    }
+
+    /// Puts a push in force, as a whole or not at all.
+    fn apply(&mut self, message: &v1::WatchResponse) -> Result<(), String> {
+        let changed = self.held.apply(message, &self.snapshots, &self.tls, &self.metrics, &self.readiness)?;
+        if changed {
+            if message.generation > 0 {
+                self.metrics.generation.set(i64::try_from(message.generation).unwrap_or(i64::MAX));
+            }
+            self.save();
+        }
+        Ok(())
+    }
+
+    /// Validates what was issued, as a peer would, and swaps it in.
+    fn publish_identity(&mut self) -> Result<(), String> {
+        let trust = self.snapshots.trust.load();
+        let clock = &self.snapshots.clock;
+        let chain = self.issued.chain();
+        let credentials = Credentials::new(chain, self.issued.key(), &trust.bundles, clock.unix_time())
+            .map_err(|e| e.to_string())?;
+        if let Some(earlier) = self.snapshots.credentials.load_full()
+            && earlier.id() != credentials.id()
+        {
+            let (issued, expected) = (credentials.id().clone(), earlier.id().clone());
+            return Err(crate::tls::CredentialError::OtherIdentity { issued, expected }.to_string());
+        }
+        let not_after_ms = credentials.not_after().saturating_mul(1000);
+        self.schedule = Schedule::new(clock.now_ms(), not_after_ms, rand::random());
+        tracing::info!(
+            id = %credentials.id(),
+            serial = credentials.serial(),
+            not_after = credentials.not_after(),
+            renews_in_ms = self.schedule.wait(clock.now_ms()).as_millis() as u64,
+            "identity in force"
+        );
+        self.snapshots.credentials.store(Some(Arc::new(credentials)));
+        self.readiness.held(Missing::Identity);
+        self.save();
+        Ok(())
+    }
+
+    /// Keeps the cache current; a cache that cannot be written does not stop the traffic.
+    fn save(&self) {
+        let Some(cache) = &self.cache else { return };
+        if self.snapshots.credentials.load().is_none() {
+            return;
+        }
+        let not_after = self.snapshots.credentials.load().as_ref().map_or(0, |c| c.not_after());
+        if let Err(error) =
+            cache.write(&self.address, &self.trust_domain, &self.issued, self.held.state(), not_after)
+        {
+            tracing::error!(%error, "the identity cache cannot be written; a restart will need a new token");
+        }
+    }
+
+    /// Looks for jumps of the host's clock and for expiry. True asks for a try at once.
+    fn watch_clock(&mut self) -> bool {
+        let clock = &self.snapshots.clock;
+        let step = self.steps.observe(clock.sample());
+        clock.correct(self.steps.correction_ms());
+        if self.snapshots.usable_credentials().is_none() {
+            self.readiness.missing(Missing::Identity);
+        } else {
+            self.readiness.held(Missing::Identity);
+        }
+        match step {
+            Step::Steady => return false,
+            Step::Forward(ms) => {
+                tracing::warn!(ahead_ms = ms, "the host's clock jumped ahead; renewing at once")
+            }
+            Step::Backward(ms) => tracing::error!(
+                back_ms = ms,
+                "the host's clock was set back; going on with the time as it was until the control plane confirms it"
+            ),
+        }
+        self.metrics.clock_jumps.inc();
+        matches!(step, Step::Forward(_))
+    }
+
+    fn note_time(&mut self, server_ms: i64) {
+        if server_ms == 0 {
+            return;
+        }
+        let sample = self.snapshots.clock.sample();
+        self.metrics.clock_skew_ms.set(sample.host_ms.saturating_sub(server_ms));
+        self.steps.confirm(sample, server_ms);
+        self.snapshots.clock.correct(self.steps.correction_ms());
+    }
+
+    fn pause(&mut self) -> Duration {
+        let pause = self.schedule.retry_after(self.failures, rand::random());
+        self.failures = self.failures.saturating_add(1);
+        pause
+    }
+
+    /// Notes a failed try; a renewal that was due counts as failed.
+    fn failed(&mut self, error: &ControlError, due: bool) -> Duration {
+        if due {
+            self.metrics.renewals_failed.inc();
+        }
+        let pause = self.pause();
+        let left = self.snapshots.credentials.load().as_ref().map_or(0, |c| c.not_after())
+            - self.snapshots.clock.now();
+        let retry_ms = pause.as_millis() as u64;
+        if left < 0 {
+            tracing::error!(%error, retry_ms, "the certificate has expired and cannot be renewed; traffic is refused");
+        } else {
+            tracing::warn!(%error, retry_ms, seconds_left = left, "the control plane cannot be used; traffic goes on");
+        }
+        pause
+    }
+
+    /// Once expired, a join file that was given a new token is a way back in.
+    async fn enroll_again(&mut self) {
+        if self.snapshots.usable_credentials().is_some() {
+            return;
+        }
+        let Some(join) = self.join.as_ref().and_then(JoinSource::reread) else { return };
+        if self.spent_token.as_ref() == Some(&join.token_id) || join.trust_domain != self.trust_domain {
+            return;
+        }
+        self.spent_token = Some(join.token_id.clone());
+        let answer = match control::enroll(&self.address, &join, ttl_ms(&self.config), instance()).await {
+            Ok(answer) => answer,
+            Err(error) => return tracing::error!(%error, "the new join token brought no identity"),
+        };
+        self.note_time(answer.server_time_ms);
+        self.issued = answer.issued;
+        if let Err(why) = self.publish_identity() {
+            tracing::error!(%why, "the new join token brought an identity that cannot be used");
+        }
+    }
+}
+
+async fn next(session: &mut Option<Session>) -> Option<v1::WatchResponse> {
+    match session {
+        Some(session) => session.next().await,
+        None => None,
+    }
+}
+
+/// Enrolls with a join string; waits for a control plane that does not answer.
+async fn enroll(
+    setup: &Setup,
+    address: &str,
+    join: &postern_config::enroll::JoinString,
+) -> Result<(Issued, v1::Bundle), IdentityError> {
+    let mut failures = 0;
+    let patience = Schedule::new(0, 0, 0.0);
+    loop {
+        match control::enroll(address, join, ttl_ms(&setup.config), instance()).await {
+            Ok(answer) => return Ok((answer.issued, answer.bundle)),
+            Err(ControlError::Refused(why)) => return Err(IdentityError::TokenRefused(why)),
+            Err(ControlError::Local(why)) => return Err(IdentityError::Unusable(why)),
+            Err(error @ ControlError::NotTrusted(_)) => {
+                return Err(IdentityError::Unusable(error.to_string()));
+            }
+            Err(ControlError::Away(why)) => {
+                let pause = patience.retry_after(failures, rand::random());
+                failures += 1;
+                tracing::warn!(%why, %address, retry_ms = pause.as_millis() as u64, "waiting for the control plane");
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+}
+
+fn ttl_ms(config: &ProxyConfig) -> u64 {
+    u64::try_from(config.identity.ttl.as_duration().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// How this proxy calls itself in `postern status`.
+fn instance() -> String {
+    let host = nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_default();
+    format!("{}:{}", host.chars().take(100).collect::<String>(), std::process::id())
+}

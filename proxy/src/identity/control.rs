@@ -1,0 +1,233 @@
+//! The client of the control plane: one TLS connection, one HTTP/2 channel over it, three calls.
+
+use std::net::SocketAddr;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use postern_config::enroll::{JoinString, proof_message};
+use postern_config::id::SpiffeId;
+use postern_config::wire::{self, v1};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::key::{Issued, Request};
+use crate::tls::{self, Failure, Stream, Tls};
+
+/// The generated client.
+#[expect(unreachable_pub, unused_qualifications, reason = "generated; the .proto file documents each call")]
+mod generated {
+    include!(concat!(env!("OUT_DIR"), "/postern.control.v1.rs"));
+}
+
+use generated::control_client::ControlClient;
+
+/// For reaching the control plane, each address.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// For one answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A silent connection is asked for a sign of life this often, and given up after as long again.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Messages to the control plane that may wait.
+const QUEUE: usize = 16;
+/// The longest error text that goes into an acknowledgement.
+const MAX_ERROR: usize = 1024;
+
+/// Why the control plane could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// It cannot be reached, or broke off: worth trying again.
+    #[error("{0}")]
+    Away(String),
+    /// Whoever answered is not the control plane of this trust domain.
+    #[error("{0}")]
+    NotTrusted(String),
+    /// It answered, and refused.
+    #[error("{0}")]
+    Refused(String),
+    /// A fault on this side, or an answer that cannot be used.
+    #[error("{0}")]
+    Local(String),
+}
+
+impl From<tonic::Status> for ControlError {
+    fn from(status: tonic::Status) -> Self {
+        match status.code() {
+            Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::InvalidArgument
+            | Code::FailedPrecondition => Self::Refused(status.message().to_owned()),
+            _ => Self::Away(format!("{}: {}", status.code(), status.message())),
+        }
+    }
+}
+
+impl From<Failure> for ControlError {
+    fn from(failure: Failure) -> Self {
+        use postern_config::reason::Reason;
+        match failure.reason {
+            Reason::Reset | Reason::Timeout | Reason::Overload => Self::Away(failure.to_string()),
+            _ => Self::NotTrusted(format!("{} ({})", failure, failure.reason)),
+        }
+    }
+}
+
+/// What an enrollment brings.
+pub struct Enrollment {
+    /// Key and chain.
+    pub issued: Issued,
+    /// The trust domain's bundle.
+    pub bundle: v1::Bundle,
+    /// The server's clock.
+    pub server_time_ms: i64,
+}
+
+/// Redeems a join string over a connection that the join string's pin authenticates.
+pub async fn enroll(
+    address: &str,
+    join: &JoinString,
+    ttl_ms: u64,
+    instance: String,
+) -> Result<Enrollment, ControlError> {
+    let (tcp, to) = dial(address).await?;
+    let handshake = tls::enroll::connect(tcp, to.ip(), &join.trust_domain, &join.pins);
+    let pinned = timeout(CONNECT_TIMEOUT, handshake).await.map_err(|_| Failure::timeout())??;
+    let mut client = client(pinned.stream).await?;
+    let request = Request::new().map_err(ControlError::Local)?;
+    let nonce: [u8; 32] = rand::random();
+    let proof =
+        request.prove(&proof_message(&pinned.exporter, &nonce, &request.csr)).map_err(ControlError::Local)?;
+    let message = v1::EnrollRequest {
+        token_id: join.token_id.clone(),
+        token_secret: join.secret.to_vec(),
+        csr: request.csr.clone(),
+        nonce: nonce.to_vec(),
+        proof,
+        ttl_ms,
+        instance,
+    };
+    let answer = call(client.enroll(message)).await?;
+    let missing =
+        || ControlError::Local("the control plane's answer holds no certificate or bundle".to_owned());
+    Ok(Enrollment {
+        issued: request.issued(answer.svid.ok_or_else(missing)?.chain),
+        bundle: answer.bundle.ok_or_else(missing)?,
+        server_time_ms: answer.server_time_ms,
+    })
+}
+
+/// A connection with the workload's own certificate, and the stream of pushes on it.
+pub struct Session {
+    client: ControlClient<Channel>,
+    requests: mpsc::Sender<v1::WatchRequest>,
+    pushes: tonic::Streaming<v1::WatchResponse>,
+}
+
+impl Session {
+    /// Connects, says hello and announces.
+    pub async fn open(
+        tls: &Tls,
+        address: &str,
+        control_plane: SpiffeId,
+        hello: v1::Hello,
+        announce: v1::Announce,
+    ) -> Result<Self, ControlError> {
+        let (tcp, to) = dial(address).await?;
+        let connector =
+            tls.control_connector(control_plane).map_err(|e| ControlError::Local(e.to_string()))?;
+        let handshake = connector.connect(to.ip(), tcp);
+        let (stream, _) = timeout(CONNECT_TIMEOUT, handshake).await.map_err(|_| Failure::timeout())??;
+        let mut client = client(stream).await?;
+        let (requests, queue) = mpsc::channel(QUEUE);
+        for message in
+            [v1::watch_request::Message::Hello(hello), v1::watch_request::Message::Announce(announce)]
+        {
+            send(&requests, message).await;
+        }
+        let pushes = call(client.watch(ReceiverStream::new(queue))).await?;
+        Ok(Self { client, requests, pushes })
+    }
+
+    /// The next push; `None` once the stream is over.
+    pub async fn next(&mut self) -> Option<v1::WatchResponse> {
+        match self.pushes.message().await {
+            Ok(message) => message,
+            Err(status) => {
+                tracing::debug!(code = %status.code(), message = status.message(), "the stream of pushes ended");
+                None
+            }
+        }
+    }
+
+    /// Says what became of a push; an empty error means that it is in force.
+    pub async fn acknowledge(&self, generation: u64, mut error: String) {
+        error.truncate(error.floor_char_boundary(MAX_ERROR));
+        send(&self.requests, v1::watch_request::Message::Ack(v1::Ack { generation, error })).await;
+    }
+
+    /// Asks for the next certificate.
+    pub async fn renew(&mut self, csr: Vec<u8>, ttl_ms: u64) -> Result<v1::RenewResponse, ControlError> {
+        call(self.client.renew(v1::RenewRequest { csr, ttl_ms })).await
+    }
+}
+
+async fn send(requests: &mpsc::Sender<v1::WatchRequest>, message: v1::watch_request::Message) {
+    // A closed queue means that the stream is over, which `next` reports.
+    let _ = requests.send(v1::WatchRequest { message: Some(message) }).await;
+}
+
+async fn call<T>(
+    answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, ControlError> {
+    match timeout(CALL_TIMEOUT, answer).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(status.into()),
+        Err(_) => Err(ControlError::Away("no answer in time".to_owned())),
+    }
+}
+
+/// A TCP connection to the first address of `host:port` that answers.
+async fn dial(address: &str) -> Result<(TcpStream, SocketAddr), ControlError> {
+    let away = |e: std::io::Error| ControlError::Away(format!("{address}: {e}"));
+    let mut last = ControlError::Away(format!("{address}: the name has no address"));
+    for to in tokio::net::lookup_host(address).await.map_err(away)? {
+        match timeout(CONNECT_TIMEOUT, TcpStream::connect(to)).await {
+            Ok(Ok(tcp)) => return Ok((tcp, to)),
+            Ok(Err(error)) => last = away(error),
+            Err(_) => last = ControlError::Away(format!("{to}: no answer")),
+        }
+    }
+    Err(last)
+}
+
+async fn client(stream: Stream) -> Result<ControlClient<Channel>, ControlError> {
+    let endpoint = Endpoint::from_static("http://control.postern")
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true);
+    let connected = endpoint.connect_with_connector(Ready(Some(stream))).await;
+    let channel = connected.map_err(|e| ControlError::Away(format!("HTTP/2 cannot be begun: {e}")))?;
+    Ok(ControlClient::new(channel).max_decoding_message_size(wire::MAX_MESSAGE))
+}
+
+/// A connector that hands out one connection made before; a second try fails, and the session with it.
+struct Ready(Option<Stream>);
+
+impl tower_service::Service<Uri> for Ready {
+    type Response = TokioIo<Stream>;
+    type Error = std::io::Error;
+    type Future = std::future::Ready<Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let stream = self.0.take().map(TokioIo::new);
+        std::future::ready(stream.ok_or_else(|| std::io::ErrorKind::NotConnected.into()))
+    }
+}

@@ -1,0 +1,159 @@
+//! The acceptor: one thread that owns every listening socket, admits by limit, and hands connections to workers.
+//!
+//! A permit comes before accept, so what exceeds a limit waits in the kernel's queue. Errors back off, so that a lack of
+//! file descriptors cannot spin. Since one thread accepts, its bookkeeping needs no lock, load is spread by looking at it,
+//! and a listening socket can be closed or handed on without losing what stands in a per-core queue.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::unix::AsyncFd;
+use tokio_util::sync::CancellationToken;
+
+use crate::os;
+use crate::telemetry::Metrics;
+use crate::worker::{Handle, Job, Route};
+
+pub mod admission;
+
+use admission::{Admission, Connections};
+
+/// Connections that the kernel keeps for us while we are at a limit.
+const BACKLOG: i32 = 4096;
+/// The first pause after a failed accept; doubled up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// Half a second of deafness is the most that a descriptor shortage may add.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// A bound socket and what is done with its connections.
+#[derive(Debug)]
+pub struct Listener {
+    socket: std::net::TcpListener,
+    route: Arc<Route>,
+}
+
+impl Listener {
+    /// Binds. An address without a port takes a free one; see [`Listener::address`].
+    pub fn bind(address: SocketAddr, route: Route) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // A restart must not wait for the last run's connections to leave TIME_WAIT.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(Self { socket: socket.into(), route: Arc::new(route) })
+    }
+
+    /// The bound address.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+/// What the acceptor needs besides its sockets.
+pub struct Acceptor {
+    /// All connections of this proxy.
+    pub connections: Connections,
+    /// Handshakes in progress.
+    pub admission: Admission,
+    /// Where connections go.
+    pub workers: Vec<Handle>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Accepts on all listeners until `stop` is cancelled; then the sockets are closed.
+pub async fn run(listeners: Vec<Listener>, acceptor: Acceptor, stop: CancellationToken) -> io::Result<()> {
+    let acceptor = std::rc::Rc::new(acceptor);
+    let mut loops = tokio::task::JoinSet::new();
+    for listener in listeners {
+        let socket = os::watch_listener(listener.socket)?;
+        let acceptor = std::rc::Rc::clone(&acceptor);
+        let stop = stop.clone();
+        loops.spawn_local(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = accept_all(&socket, &listener.route, &acceptor) => {}
+            }
+        });
+    }
+    let draining = std::rc::Rc::clone(&acceptor);
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = admit_waiting(&draining) => {}
+    }
+    while loops.join_next().await.is_some() {}
+    Ok(())
+}
+
+async fn accept_all(socket: &AsyncFd<std::net::TcpListener>, route: &Arc<Route>, acceptor: &Acceptor) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        // Readable first: a listener on which nobody calls must not sit on a slot.
+        let Ok(mut readable) = socket.readable().await else { return };
+        let connection = acceptor.connections.free().await;
+        let Ok(accepted) = readable.try_io(|socket| socket.get_ref().accept()) else { continue };
+        match accepted {
+            Ok((tcp, source)) => {
+                pause = FIRST_PAUSE;
+                if tcp.set_nonblocking(true).and_then(|()| tcp.set_nodelay(true)).is_err() {
+                    continue;
+                }
+                let accepted = Instant::now();
+                let job =
+                    Job { tcp, source, route: Arc::clone(route), accepted, connection, handshake: None };
+                acceptor.place(job);
+            }
+            // The peer went away between the kernel's queue and us.
+            Err(e)
+                if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
+            Err(error) => {
+                acceptor.metrics.accept_errors.inc();
+                tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "cannot accept; pausing");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+/// Moves waiting connections on whenever a handshake ends.
+async fn admit_waiting(acceptor: &Acceptor) {
+    loop {
+        acceptor.admission.handshake_ended().await;
+        for job in acceptor.admission.admit_waiting() {
+            acceptor.dispatch(job);
+        }
+    }
+}
+
+impl Acceptor {
+    fn place(&self, job: Job) {
+        if !matches!(*job.route, Route::Inbound { .. }) {
+            return self.dispatch(job);
+        }
+        match self.admission.admit(job) {
+            admission::Answer::Go(job) => self.dispatch(job),
+            admission::Answer::Wait => {
+                self.metrics.handshakes_queued.inc();
+            }
+            admission::Answer::Refuse(job) => {
+                self.metrics.handshake_failed(
+                    crate::telemetry::Direction::Inbound,
+                    postern_config::reason::Reason::Overload,
+                );
+                drop(job);
+            }
+        }
+    }
+
+    /// To the worker that carries the fewest connections.
+    fn dispatch(&self, job: Job) {
+        if let Some(worker) = self.workers.iter().min_by_key(|w| w.load()) {
+            worker.send(job);
+        }
+    }
+}

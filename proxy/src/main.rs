@@ -1,0 +1,131 @@
+//! `postern-proxy`: arguments → configuration → run.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use postern_config::file::{self, proxy::ProxyConfig};
+use postern_proxy::{Ready, telemetry};
+use tokio_util::sync::CancellationToken;
+
+mod args;
+
+use args::{Cli, Command, Output, RunArgs};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Some(Command::Check { file, output }) => check(&file, output),
+        None => run(cli.run),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let text = format!("{error:#}");
+            // A mistake in a file already says "error" behind its place.
+            let head = if text.contains("error: ") { "" } else { "error: " };
+            let _ = writeln!(std::io::stderr(), "{head}{text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(path: &Path, output: Output) -> anyhow::Result<()> {
+    let result = file::load::<ProxyConfig>(path)
+        .map_err(anyhow::Error::from)
+        .and_then(|config| config.check().map_err(|e| anyhow::anyhow!("{}: {e}", path.display())));
+    let mut out = std::io::stdout();
+    match (output, result) {
+        (Output::Text, result) => {
+            result?;
+            writeln!(out, "{}: ok", path.display())?;
+            Ok(())
+        }
+        (Output::Json, Ok(())) => Ok(writeln!(out, "{}", serde_json::json!({ "ok": true }))?),
+        (Output::Json, Err(error)) => {
+            writeln!(out, "{}", serde_json::json!({ "ok": false, "error": format!("{error:#}") }))?;
+            Err(error)
+        }
+    }
+}
+
+fn run(args: RunArgs) -> anyhow::Result<()> {
+    let output = args.output;
+    let (config, join) = args.resolve()?;
+    let _flush = telemetry::logs(&config.log).map_err(anyhow::Error::msg)?;
+    raise_descriptor_limit(config.limits.connections);
+    let shutdown = CancellationToken::new();
+    stop_on_signal(shutdown.clone()).context("signals cannot be watched")?;
+    postern_proxy::run(config, join, &shutdown, |ready| announce(ready, output))?;
+    Ok(())
+}
+
+/// Two descriptors per connection, and some for the rest: takes what the system allows.
+fn raise_descriptor_limit(connections: usize) {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let raised =
+        if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    let needed = connections as u64 * 2 + 256;
+    if raised < needed {
+        tracing::warn!(
+            limit = raised,
+            needed,
+            "too few file descriptors for limits.connections; raise `ulimit -n`"
+        );
+    }
+}
+
+/// SIGTERM and SIGINT begin the drain; a second one ends the process at once.
+fn stop_on_signal(shutdown: CancellationToken) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut term, mut int) = runtime.block_on(async {
+        Ok::<_, std::io::Error>((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    })?;
+    std::thread::Builder::new().name("postern-signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            for first in [true, false] {
+                tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+                if first {
+                    shutdown.cancel();
+                } else {
+                    std::process::exit(1);
+                }
+            }
+        });
+    })?;
+    Ok(())
+}
+
+fn announce(ready: &Ready, output: Output) {
+    let seconds = ready.expires_in.as_secs();
+    let line = match output {
+        Output::Json => serde_json::json!({
+            "event": "ready",
+            "id": ready.id,
+            "expires_in_s": seconds,
+            "inbound": ready.bound.inbound,
+            "outbound": ready.bound.outbound,
+            "metrics": ready.bound.metrics,
+        })
+        .to_string(),
+        Output::Text => {
+            format!(
+                "ready · {} · expires in {}, renews in about {}",
+                ready.id,
+                spoken(seconds),
+                spoken(seconds * 45 / 100)
+            )
+        }
+    };
+    // Whoever started this process may have closed its standard output.
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// A length of time as people say it.
+fn spoken(seconds: u64) -> String {
+    if seconds >= 120 { format!("{} min", seconds.div_ceil(60)) } else { format!("{seconds} s") }
+}

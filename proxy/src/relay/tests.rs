@@ -1,0 +1,118 @@
+//! The relay against in-memory streams: everything arrives, half-close passes, errors stay errors.
+
+use std::cell::Cell;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+use super::*;
+
+#[derive(Default)]
+struct Count {
+    up: Cell<usize>,
+    down: Cell<usize>,
+    shrink: Cell<bool>,
+}
+
+impl Progress for Count {
+    fn moved(&self, up: usize, down: usize) {
+        self.up.set(self.up.get() + up);
+        self.down.set(self.down.get() + down);
+    }
+
+    fn shrink(&self) -> bool {
+        self.shrink.replace(false)
+    }
+}
+
+#[tokio::test]
+async fn everything_arrives_in_order_through_pipes_of_any_size() {
+    for pipe in [1, 7, 4096, 100_000] {
+        let sent: Vec<u8> = (0..300_000u32).map(|i| (i * 31 % 251) as u8).collect();
+        let (mut client, mut a) = duplex(pipe);
+        let (mut b, mut server) = duplex(pipe);
+        let count = Count::default();
+        let echo = async {
+            let mut got = Vec::new();
+            server.read_to_end(&mut got).await.unwrap();
+            server.write_all(&got).await.unwrap();
+            server.shutdown().await.unwrap();
+        };
+        let ask = async {
+            client.write_all(&sent).await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut back = Vec::new();
+            client.read_to_end(&mut back).await.unwrap();
+            back
+        };
+        let (end, (), back) = tokio::join!(relay(&mut a, &mut b, &count), echo, ask);
+        end.unwrap();
+        assert!(back == sent, "pipe of {pipe}");
+        assert_eq!((count.up.get(), count.down.get()), (sent.len(), sent.len()));
+    }
+}
+
+#[tokio::test]
+async fn a_server_may_speak_first_and_close_first() {
+    let (mut client, mut a) = duplex(64);
+    let (mut b, mut server) = duplex(64);
+    let count = Count::default();
+    let serve = async {
+        server.write_all(b"220 hello").await.unwrap();
+        server.shutdown().await.unwrap();
+        let mut rest = String::new();
+        server.read_to_string(&mut rest).await.unwrap();
+        rest
+    };
+    let ask = async {
+        let mut greeting = String::new();
+        client.read_to_string(&mut greeting).await.unwrap();
+        client.write_all(b"still here").await.unwrap();
+        client.shutdown().await.unwrap();
+        greeting
+    };
+    let (end, rest, greeting) = tokio::join!(relay(&mut a, &mut b, &count), serve, ask);
+    end.unwrap();
+    assert_eq!((greeting.as_str(), rest.as_str()), ("220 hello", "still here"));
+}
+
+/// A stream whose reads fail, as TLS does when the peer goes without a close_notify.
+struct Truncated;
+
+impl AsyncRead for Truncated {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
+    }
+}
+
+impl AsyncWrite for Truncated {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_truncated_side_is_an_error_and_never_an_orderly_end() {
+    let (_client, mut a) = duplex(64);
+    let error = relay(&mut a, &mut Truncated, &Count::default()).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+}
+
+#[test]
+fn buffers_grow_with_traffic_and_go_when_idle() {
+    let mut flow = Flow::default();
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let mut plenty: &[u8] = &vec![1; 1 << 20];
+    let mut sink = tokio::io::sink();
+    assert!(matches!(flow.poll(&mut cx, &mut plenty, &mut sink, |_| {}), Ok(Poll::Ready(()))));
+    assert_eq!(flow.wanted, LARGE);
+    flow.shrink();
+    assert_eq!((flow.buffer.capacity(), flow.wanted), (0, SMALL));
+}

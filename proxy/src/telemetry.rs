@@ -1,0 +1,102 @@
+//! What operators see: counters, one record per connection, log lines and, where asked for, OTLP export.
+//!
+//! The data path only increments and pushes: a counter is an atomic whose handle was looked up at start, a finished
+//! connection is a plain [`Record`] pushed into a bounded queue. A thread of its own turns records into log lines and
+//! spans. When it falls behind, records are dropped and counted; traffic never waits for it.
+
+use std::sync::Arc;
+
+use postern_config::file::proxy::{Log, LogFormat};
+use tokio::sync::mpsc;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::EnvFilter;
+
+mod histogram;
+pub mod metrics;
+mod otlp;
+mod record;
+
+pub use metrics::{Direction, Metrics};
+pub use record::{Outcome, Record};
+
+/// Records that may wait for the telemetry thread.
+const QUEUE: usize = 16_384;
+/// Log lines that may wait for standard error.
+const LOG_LINES: usize = 16_384;
+
+/// The data path's end of telemetry.
+#[derive(Debug, Clone)]
+pub struct Telemetry {
+    /// Counters and gauges.
+    pub metrics: Arc<Metrics>,
+    queue: mpsc::Sender<Record>,
+}
+
+impl Telemetry {
+    /// Counts a finished connection and hands its record on; never waits.
+    pub fn finish(&self, record: Record) {
+        self.metrics.finished(record.direction, record.outcome);
+        if self.queue.try_send(record).is_err() {
+            self.metrics.records_dropped.inc();
+        }
+    }
+}
+
+/// The telemetry thread; it ends when every [`Telemetry`] is dropped, after the last record.
+#[derive(Debug)]
+pub struct Writer {
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Writer {
+    /// Waits until the last record is written.
+    pub fn join(self) {
+        // A panic there has already been printed; there is nothing left to save.
+        let _ = self.thread.join();
+    }
+}
+
+/// Starts the telemetry thread.
+pub fn start(metrics: Arc<Metrics>, otlp_endpoint: Option<&str>) -> std::io::Result<(Telemetry, Writer)> {
+    let (queue, records) = mpsc::channel(QUEUE);
+    let endpoint = otlp_endpoint.map(str::to_owned);
+    let for_thread = Arc::clone(&metrics);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let thread = std::thread::Builder::new()
+        .name("postern-telemetry".to_owned())
+        .spawn(move || runtime.block_on(write(records, for_thread, endpoint)))?;
+    Ok((Telemetry { metrics, queue }, Writer { thread }))
+}
+
+async fn write(mut records: mpsc::Receiver<Record>, metrics: Arc<Metrics>, endpoint: Option<String>) {
+    let export = endpoint.and_then(|endpoint| match otlp::Export::start(&endpoint, &metrics) {
+        Ok(export) => Some(export),
+        Err(error) => {
+            tracing::error!(%endpoint, %error, "OTLP export is off: the endpoint cannot be used");
+            None
+        }
+    });
+    while let Some(record) = records.recv().await {
+        record.log();
+        if let Some(export) = &export {
+            export.record(&record);
+        }
+    }
+    if let Some(export) = export {
+        export.stop();
+    }
+}
+
+/// Directs log lines to standard error through a queue of their own; the guard flushes it when dropped.
+pub fn logs(log: &Log) -> Result<WorkerGuard, String> {
+    let filter = EnvFilter::try_new(&log.level).map_err(|e| format!("log.level {:?}: {e}", log.level))?;
+    let (writer, guard) =
+        NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LOG_LINES).finish(std::io::stderr());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_target(false);
+    let installed = match log.format {
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+    };
+    installed.map_err(|e| e.to_string())?;
+    Ok(guard)
+}

@@ -1,0 +1,118 @@
+//! The first connection to the control plane, before any bundle is held: believed by the pin in the join string alone.
+//!
+//! Every workload's certificate leads to the same root and may serve, so "leads to the pinned root" would let any workload
+//! pose as the control plane. Hence two demands: a path to a pinned root, and exactly the control plane's identity.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use postern_config::bundle::{BundleSet, TrustBundle};
+use postern_config::enroll::{EXPORTER_LABEL, EXPORTER_LEN, Pin};
+use postern_config::id::TrustDomain;
+use postern_config::revocation::Revocations;
+use postern_config::svid::{self, Anchor, Peer, Role, VerifyError};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::verify_tls13_signature;
+use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::{Failure, PROVIDER, Stream, WithPeerVerifier as _, algorithms, sha256, verify};
+
+/// A connection to the control plane that proved itself by a pinned root, and the keying material that both ends share.
+pub struct PinnedConnection {
+    /// The stream; HTTP/2 is agreed.
+    pub stream: Stream,
+    /// Bound into the enrollment's proof.
+    pub exporter: [u8; EXPORTER_LEN],
+}
+
+/// Connects over `tcp` and demands the control plane of `trust_domain` under one of `pins`.
+pub async fn connect(
+    tcp: TcpStream,
+    to: IpAddr,
+    trust_domain: &TrustDomain,
+    pins: &[Pin],
+) -> Result<PinnedConnection, Failure> {
+    let verifier = PinnedVerifier { trust_domain: trust_domain.clone(), pins: pins.to_vec() };
+    let internal = |_| Failure::internal("the TLS settings for enrollment cannot be built");
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(internal)?
+        .dangerous_with(verifier)
+        .with_no_client_auth();
+    config.resumption = rustls::client::Resumption::disabled();
+    config.enable_sni = false;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let connector = TlsConnector::from(Arc::new(config));
+    let name = ServerName::IpAddress(to.into());
+    let (connected, verified) = verify::capture(connector.connect(name, tcp)).await;
+    let exported = connected.as_ref().ok().and_then(|stream| {
+        stream.get_ref().1.export_keying_material([0; EXPORTER_LEN], EXPORTER_LABEL, None).ok()
+    });
+    let (stream, _) = super::conclude(connected.map(Stream::from), verified)?;
+    let exporter = exported.ok_or_else(|| Failure::internal("the TLS exporter is not available"))?;
+    Ok(PinnedConnection { stream, exporter })
+}
+
+#[derive(Debug)]
+struct PinnedVerifier {
+    trust_domain: TrustDomain,
+    pins: Vec<Pin>,
+}
+
+impl PinnedVerifier {
+    fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Peer, VerifyError> {
+        let pinned = chain.iter().find_map(|der| {
+            let anchor = Anchor::new(der.clone().into_owned()).ok()?;
+            self.pins.contains(&Pin(sha256(anchor.spki()))).then(|| der.clone().into_owned())
+        });
+        let root = pinned.ok_or(VerifyError::RootNotPinned)?;
+        let bundle =
+            TrustBundle::new(self.trust_domain.clone(), 0, [root]).map_err(|_| VerifyError::RootNotPinned)?;
+        let bundles: BundleSet = [bundle].into_iter().collect();
+        let peer = svid::verify(chain, &bundles, &Revocations::default(), Role::Server, now, algorithms())?;
+        let expected = self.trust_domain.control_plane();
+        if peer.id != expected {
+            return Err(VerifyError::WrongIdentity { presented: peer.id, expected });
+        }
+        Ok(peer)
+    }
+}
+
+impl ServerCertVerifier for PinnedVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let chain: Vec<_> = std::iter::once(leaf).chain(rest).cloned().collect();
+        verify::publish(self.verify(&chain, now)).map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken here".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &PROVIDER.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        PROVIDER.signature_verification_algorithms.supported_schemes()
+    }
+}

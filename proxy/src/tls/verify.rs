@@ -1,0 +1,191 @@
+//! The adapter between rustls' verifier traits and the one SPIFFE verifier, and the way its result comes out again.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use postern_config::id::SpiffeId;
+use postern_config::svid::{self, Peer, Role, VerifyError};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::verify_tls13_signature;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use super::{PROVIDER, algorithms};
+use crate::snapshot::Snapshots;
+
+thread_local! {
+    /// The verifier's last result on this thread. rustls gives a verifier no way to hand its result on, and asking again
+    /// after the handshake would do the signatures twice. A handshake step runs on one thread without a break, so whatever
+    /// stands here after a step belongs to the handshake that was stepped.
+    static VERIFIED: RefCell<Option<Result<Peer, VerifyError>>> = const { RefCell::new(None) };
+}
+
+/// Runs a handshake and catches what the verifier found in it.
+pub(super) async fn capture<F: Future>(handshake: F) -> (F::Output, Option<Result<Peer, VerifyError>>) {
+    Capture { handshake: Box::pin(handshake), found: None }.await
+}
+
+struct Capture<F> {
+    // Boxed: the handshake's state is large and gone once the connection carries data.
+    handshake: Pin<Box<F>>,
+    found: Option<Result<Peer, VerifyError>>,
+}
+
+impl<F: Future> Future for Capture<F> {
+    type Output = (F::Output, Option<Result<Peer, VerifyError>>);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        VERIFIED.take();
+        let polled = self.handshake.as_mut().poll(cx);
+        if let Some(found) = VERIFIED.take() {
+            self.found = Some(found);
+        }
+        polled.map(|output| (output, self.found.take()))
+    }
+}
+
+/// Believes peers whose chain the SPIFFE verifier accepts against the live bundles, and, where one is expected, only
+/// that identity.
+#[derive(Debug)]
+pub struct PeerVerifier {
+    snapshots: Arc<Snapshots>,
+    role: Role,
+    expected: Option<SpiffeId>,
+}
+
+impl PeerVerifier {
+    /// `role` is what the peer is.
+    pub fn new(snapshots: Arc<Snapshots>, role: Role, expected: Option<SpiffeId>) -> Self {
+        Self { snapshots, role, expected }
+    }
+
+    fn verify(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> Result<Peer, VerifyError> {
+        let mut chain = Vec::with_capacity(1 + rest.len());
+        chain.push(CertificateDer::from(leaf.as_ref()));
+        chain.extend(rest.iter().map(|c| CertificateDer::from(c.as_ref())));
+        let trust = self.snapshots.trust.load();
+        let now = self.snapshots.clock.unix_time();
+        let peer = svid::verify(&chain, &trust.bundles, &trust.revoked, self.role, now, algorithms())?;
+        match &self.expected {
+            Some(expected) if *expected != peer.id => {
+                Err(VerifyError::WrongIdentity { presented: peer.id, expected: expected.clone() })
+            }
+            _ => Ok(peer),
+        }
+    }
+
+    fn judge(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> Result<(), Error> {
+        publish(self.verify(leaf, rest))
+    }
+}
+
+/// Leaves a verifier's result for [`capture`] and turns it into rustls' terms.
+pub(super) fn publish(result: Result<Peer, VerifyError>) -> Result<(), Error> {
+    let answer = result.as_ref().map(|_| ()).map_err(to_rustls);
+    VERIFIED.set(Some(result));
+    answer
+}
+
+/// The rustls error whose TLS alert tells the peer as much as RFC 8446 §6.2 lets it know.
+fn to_rustls(why: &VerifyError) -> Error {
+    let certificate = match why {
+        VerifyError::NoCertificate => return Error::NoCertificatesPresented,
+        VerifyError::Expired { .. } => CertificateError::Expired,
+        VerifyError::NotYetValid { .. } => CertificateError::NotValidYet,
+        VerifyError::UnknownIssuer | VerifyError::RootNotPinned | VerifyError::WrongTrustDomain { .. } => {
+            CertificateError::UnknownIssuer
+        }
+        VerifyError::Revoked { .. } => CertificateError::Revoked,
+        VerifyError::BadSignature => CertificateError::BadSignature,
+        VerifyError::BadSpiffeId(_)
+        | VerifyError::NoUriName
+        | VerifyError::ManyUriNames
+        | VerifyError::Flaw(_) => CertificateError::BadEncoding,
+        VerifyError::WrongIdentity { .. } => CertificateError::Other(OtherError(Arc::new(why.clone()))),
+    };
+    Error::InvalidCertificate(certificate)
+}
+
+/// TLS 1.2 is not compiled in; should a future rustls ask, the answer is no.
+fn no_tls12() -> Error {
+    Error::General("TLS 1.2 is not spoken here".to_owned())
+}
+
+impl ClientCertVerifier for PeerVerifier {
+    // Names of our roots would tell anyone who connects which trust domains are known here.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.judge(leaf, rest).map(|()| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &PROVIDER.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        PROVIDER.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl ServerCertVerifier for PeerVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.judge(leaf, rest).map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &PROVIDER.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        PROVIDER.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,223 @@
+//! A worker: one thread, one runtime, and the connections that it carries. Its state is `Rc` and `RefCell`, so the
+//! compiler shows what this design promises: no worker's connection ever waits for another worker's.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use postern_config::file::proxy::{Limits, PeerExpiry};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::discover::Upstream;
+use crate::discover::balance::Balance;
+use crate::listen::admission::{ConnectionSlot, HandshakeSlot};
+use crate::snapshot::Snapshots;
+use crate::telemetry::Telemetry;
+use crate::tls::Tls;
+
+pub mod open;
+
+use open::{Cause, Registry};
+
+/// How often a worker looks after its open connections: expiry and idleness are noticed within this time.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What a listener does with its connections.
+#[derive(Debug)]
+pub enum Route {
+    /// mTLS in, to this app (`host:port`), whose port policies speak of.
+    Inbound {
+        /// Where the app listens.
+        app: Arc<str>,
+        /// The port among it.
+        port: u16,
+    },
+    /// Plain in, mTLS out to a service by name.
+    Service(Arc<str>),
+    /// Plain in, mTLS out to a fixed upstream.
+    Fixed(Arc<Upstream>),
+}
+
+/// An accepted connection on its way to a worker, with the permits that it holds.
+#[derive(Debug)]
+pub struct Job {
+    /// The socket, non-blocking.
+    pub tcp: std::net::TcpStream,
+    /// Who connected.
+    pub source: SocketAddr,
+    /// What its listener does.
+    pub route: Arc<Route>,
+    /// When it was accepted; the handshake's deadline counts from here.
+    pub accepted: Instant,
+    /// One of the proxy's connections.
+    pub connection: ConnectionSlot,
+    /// One of the handshakes in progress; none where the connection needs no inbound handshake.
+    pub handshake: Option<HandshakeSlot>,
+}
+
+/// What every worker shares: snapshots and atomics, nothing that locks.
+#[derive(Clone)]
+pub struct Shared {
+    /// What connections read.
+    pub snapshots: Arc<Snapshots>,
+    /// TLS configs.
+    pub tls: Tls,
+    /// Counters and records.
+    pub telemetry: Telemetry,
+    /// Limits and deadlines.
+    pub limits: Arc<Limits>,
+}
+
+/// One worker's state, seen by its own connections alone.
+pub struct Worker {
+    /// What all workers read.
+    pub shared: Shared,
+    /// Its open connections.
+    pub open: Registry,
+    /// What it knows about endpoints.
+    pub balance: RefCell<Balance>,
+    started: Instant,
+}
+
+impl Worker {
+    /// Time since this worker's start, for [`Balance`].
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// The acceptor's end of a worker.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    jobs: mpsc::UnboundedSender<Job>,
+    load: Arc<AtomicUsize>,
+}
+
+impl Handle {
+    /// Connections that this worker carries or is about to.
+    pub fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
+    }
+
+    /// Hands a connection over. The queue needs no bound of its own: every job holds a connection slot.
+    pub fn send(&self, job: Job) {
+        self.load.fetch_add(1, Ordering::Relaxed);
+        if self.jobs.send(job).is_err() {
+            self.load.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Starts a worker's thread. It ends when its handle is dropped and its connections have ended, or when `kill` is
+/// cancelled: then open connections are closed as drained.
+pub fn start(
+    index: usize,
+    shared: Shared,
+    kill: CancellationToken,
+) -> std::io::Result<(Handle, std::thread::JoinHandle<()>)> {
+    let (jobs, queue) = mpsc::unbounded_channel();
+    let load = Arc::new(AtomicUsize::new(0));
+    let handle = Handle { jobs, load: Arc::clone(&load) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let thread = std::thread::Builder::new().name(format!("postern-worker-{index}")).spawn(move || {
+        let started = Instant::now();
+        let worker = Worker { shared, open: Registry::default(), balance: RefCell::default(), started };
+        LocalSet::new().block_on(&runtime, run(Rc::new(worker), queue, load, kill));
+    })?;
+    Ok((handle, thread))
+}
+
+async fn run(
+    worker: Rc<Worker>,
+    mut queue: mpsc::UnboundedReceiver<Job>,
+    load: Arc<AtomicUsize>,
+    kill: CancellationToken,
+) {
+    // Both wait outside the loop: a wait that began anew with each connection would take the lock of its waiters' list.
+    let rechecks = tokio::task::spawn_local(recheck_at_changes(Rc::clone(&worker)));
+    let killing = tokio::task::spawn_local(close_when_killed(Rc::clone(&worker), kill));
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut accepting = true;
+    while accepting || !worker.open.is_empty() {
+        tokio::select! {
+            job = queue.recv(), if accepting => match job {
+                Some(job) => carry(&worker, job, &load),
+                None => accepting = false,
+            },
+            _ = tick.tick() => look_after(&worker),
+            () = worker.open.emptied(), if !accepting => {}
+        }
+    }
+    rechecks.abort();
+    killing.abort();
+}
+
+async fn recheck_at_changes(worker: Rc<Worker>) {
+    let mut changes = worker.shared.snapshots.changes();
+    while changes.changed().await.is_ok() {
+        recheck(&worker);
+    }
+}
+
+async fn close_when_killed(worker: Rc<Worker>, kill: CancellationToken) {
+    kill.cancelled().await;
+    worker.open.close_all(Cause::Drained);
+}
+
+fn carry(worker: &Rc<Worker>, job: Job, load: &Arc<AtomicUsize>) {
+    let open = worker.open.enter();
+    let worker = Rc::clone(worker);
+    let load = Arc::clone(load);
+    // Tracked by `open`, which the task holds to its end.
+    tokio::task::spawn_local(async move {
+        match &*Arc::clone(&job.route) {
+            Route::Inbound { app, port } => crate::inbound::serve(&worker, &open, job, app, *port).await,
+            Route::Service(name) => {
+                let upstream = worker.shared.snapshots.services.load().of(name).cloned();
+                crate::outbound::serve(&worker, &open, job, name, upstream).await;
+            }
+            Route::Fixed(upstream) => {
+                crate::outbound::serve(&worker, &open, job, &upstream.name, Some(Arc::clone(upstream))).await;
+            }
+        }
+        load.fetch_sub(1, Ordering::Relaxed);
+    });
+}
+
+/// Asks again about every open connection after policy, bundles or revocations were replaced.
+fn recheck(worker: &Worker) {
+    let snapshots = &worker.shared.snapshots;
+    let trust = snapshots.trust.load();
+    let policy = snapshots.policy.load();
+    let now = snapshots.clock.now();
+    let keep_expired = worker.shared.limits.peer_expiry == PeerExpiry::Keep;
+    worker.open.close_where(|subject| {
+        // With `keep`, the question is put as of the peer's last valid second.
+        let at = if keep_expired { now.min(subject.peer.not_after) } else { now };
+        if subject.peer.recheck(&trust.bundles, &trust.revoked, at).is_err() {
+            return Some(Cause::TrustChanged);
+        }
+        let still = match (&subject.facts, &*policy) {
+            (Some(facts), Some(policy)) => policy.still_allows(&facts.of(&subject.peer.id)),
+            _ => true,
+        };
+        (!still).then_some(Cause::PolicyChanged)
+    });
+}
+
+/// Once a second: closes what has expired or idled, lets quiet connections give their buffers back.
+fn look_after(worker: &Worker) {
+    let limits = &worker.shared.limits;
+    let now = worker.shared.snapshots.clock.now();
+    if limits.peer_expiry == PeerExpiry::Close {
+        worker.open.close_where(|subject| (now > subject.peer.not_after).then_some(Cause::PeerExpired));
+    }
+    worker.open.age(limits.idle_timeout.as_duration());
+    worker.balance.borrow_mut().forget(worker.uptime());
+}

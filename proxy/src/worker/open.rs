@@ -1,0 +1,265 @@
+//! The register of one worker's open connections: what is needed to ask about them again, and a way to end them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::rc::{Rc, Weak};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use postern_config::id::SpiffeId;
+use postern_config::policy::Connection;
+use postern_config::svid::Peer;
+
+use crate::relay::Progress;
+use crate::telemetry::Outcome;
+
+/// How long a connection must be quiet before its buffers are taken back.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Why a connection is ended from this side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the words say it; each is an `Outcome`")]
+pub enum Cause {
+    PolicyChanged,
+    TrustChanged,
+    PeerExpired,
+    IdleTimeout,
+    Drained,
+}
+
+impl From<Cause> for Outcome {
+    fn from(cause: Cause) -> Self {
+        match cause {
+            Cause::PolicyChanged => Self::PolicyChanged,
+            Cause::TrustChanged => Self::TrustChanged,
+            Cause::PeerExpired => Self::PeerExpired,
+            Cause::IdleTimeout => Self::IdleTimeout,
+            Cause::Drained => Self::Drained,
+        }
+    }
+}
+
+/// What policy was asked about a connection, besides its peer.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Where it comes from.
+    pub source_ip: IpAddr,
+    /// Where it was accepted.
+    pub destination_ip: IpAddr,
+    /// The workload's port.
+    pub destination_port: u16,
+}
+
+impl Facts {
+    /// The question itself. The mesh sends no server name.
+    pub fn of<'a>(&self, peer: &'a SpiffeId) -> Connection<'a> {
+        Connection {
+            peer,
+            source_ip: self.source_ip,
+            destination_ip: self.destination_ip,
+            destination_port: self.destination_port,
+            sni: None,
+        }
+    }
+}
+
+/// Who is at the other end, and for inbound connections what policy was asked.
+#[derive(Debug)]
+pub struct Subject {
+    /// The verified peer.
+    pub peer: Peer,
+    /// None for outbound connections, which policy does not judge.
+    pub facts: Option<Facts>,
+}
+
+/// All open connections of one worker.
+#[derive(Default)]
+pub struct Registry {
+    shared: Rc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    entries: RefCell<HashMap<u64, Weak<Inner>>>,
+    next: Cell<u64>,
+    closing: Cell<bool>,
+    emptied: RefCell<Option<Waker>>,
+}
+
+/// One open connection's place in the register; it leaves when this is dropped.
+pub struct Open {
+    key: u64,
+    inner: Rc<Inner>,
+    registry: Rc<Shared>,
+}
+
+struct Inner {
+    subject: RefCell<Option<Rc<Subject>>>,
+    cause: Cell<Option<Cause>>,
+    waker: RefCell<Option<Waker>>,
+    active: Cell<Instant>,
+    shrink: Cell<bool>,
+    up: Cell<u64>,
+    down: Cell<u64>,
+}
+
+impl Inner {
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow().as_ref() {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn close(&self, cause: Cause) {
+        if self.cause.get().is_none() {
+            self.cause.set(Some(cause));
+            self.wake();
+        }
+    }
+}
+
+impl Registry {
+    /// Registers a connection that was just accepted.
+    pub fn enter(&self) -> Open {
+        let shared = &self.shared;
+        let key = shared.next.replace(shared.next.get() + 1);
+        let inner = Rc::new(Inner {
+            subject: RefCell::default(),
+            cause: Cell::new(shared.closing.get().then_some(Cause::Drained)),
+            waker: RefCell::default(),
+            active: Cell::new(Instant::now()),
+            shrink: Cell::new(false),
+            up: Cell::new(0),
+            down: Cell::new(0),
+        });
+        shared.entries.borrow_mut().insert(key, Rc::downgrade(&inner));
+        Open { key, inner, registry: Rc::clone(shared) }
+    }
+
+    /// Whether no connection is open.
+    pub fn is_empty(&self) -> bool {
+        self.shared.entries.borrow().is_empty()
+    }
+
+    /// Ends when the last connection leaves.
+    pub async fn emptied(&self) {
+        poll_fn(|cx| {
+            if self.is_empty() {
+                return Poll::Ready(());
+            }
+            *self.shared.emptied.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Ends every connection, those to come included.
+    pub fn close_all(&self, cause: Cause) {
+        self.shared.closing.set(true);
+        self.each(|inner| inner.close(cause));
+    }
+
+    /// Ends the connections for which `judge` finds a cause. Those whose peer is not proven yet are left to their
+    /// handshake, which reads the new snapshots itself.
+    pub fn close_where(&self, judge: impl Fn(&Subject) -> Option<Cause>) {
+        self.each(|inner| {
+            let subject = inner.subject.borrow().clone();
+            if let Some(cause) = subject.and_then(|s| judge(&s)) {
+                inner.close(cause);
+            }
+        });
+    }
+
+    /// Ends what has been idle for `limit`; has quiet connections give their buffers back.
+    pub fn age(&self, limit: Duration) {
+        self.each(|inner| {
+            let idle = inner.active.get().elapsed();
+            if idle >= limit {
+                inner.close(Cause::IdleTimeout);
+            } else if idle >= QUIET && idle < QUIET * 2 {
+                inner.shrink.set(true);
+                inner.wake();
+            }
+        });
+    }
+
+    fn each(&self, act: impl Fn(&Inner)) {
+        for inner in self.shared.entries.borrow().values().filter_map(Weak::upgrade) {
+            act(&inner);
+        }
+    }
+}
+
+impl Open {
+    /// Names the peer, now that it is proven; from here on the connection is judged with the others.
+    pub fn prove(&self, subject: Rc<Subject>) {
+        *self.inner.subject.borrow_mut() = Some(subject);
+    }
+
+    /// Ends when somebody wants this connection closed.
+    pub async fn closed(&self) -> Cause {
+        poll_fn(|cx| {
+            if let Some(cause) = self.inner.cause.get() {
+                return Poll::Ready(cause);
+            }
+            let mut waker = self.inner.waker.borrow_mut();
+            if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+                *waker = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Bytes relayed so far: (up, down).
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.inner.up.get(), self.inner.down.get())
+    }
+
+    /// Notes bytes that moved.
+    pub fn moved(&self, up: usize, down: usize) {
+        self.inner.active.set(Instant::now());
+        self.inner.up.set(self.inner.up.get() + up as u64);
+        self.inner.down.set(self.inner.down.get() + down as u64);
+    }
+
+    /// Whether buffers should be given back; asks once.
+    pub fn take_shrink(&self) -> bool {
+        self.inner.shrink.replace(false)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let mut entries = self.registry.entries.borrow_mut();
+        entries.remove(&self.key);
+        if entries.is_empty()
+            && let Some(waker) = self.registry.emptied.borrow_mut().take()
+        {
+            waker.wake();
+        }
+    }
+}
+
+/// Counts a relay's bytes in the register and in the metrics.
+pub struct Counting<'a> {
+    /// The connection.
+    pub open: &'a Open,
+    /// The metrics' counters: (up, down).
+    pub counters:
+        (&'a prometheus_client::metrics::counter::Counter, &'a prometheus_client::metrics::counter::Counter),
+}
+
+impl Progress for Counting<'_> {
+    fn moved(&self, up: usize, down: usize) {
+        self.open.moved(up, down);
+        self.counters.0.inc_by(up as u64);
+        self.counters.1.inc_by(down as u64);
+    }
+
+    fn shrink(&self) -> bool {
+        self.open.take_shrink()
+    }
+}
