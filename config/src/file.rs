@@ -172,8 +172,8 @@ impl FromStr for Span {
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.as_millis();
-        let (name, unit) =
-            UNITS.iter().rev().find(|(_, unit)| ms.is_multiple_of(u128::from(*unit))).unwrap_or(&UNITS[0]);
+        let fits = |(_, unit): &&(&str, u64)| ms > 0 && ms.is_multiple_of(u128::from(*unit));
+        let (name, unit) = UNITS.iter().rev().find(fits).unwrap_or(&UNITS[1]);
         write!(f, "{}{name}", ms / u128::from(*unit))
     }
 }

@@ -63,5 +63,11 @@ pub fn is_host_port(text: &str) -> bool {
                 && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
         }
     };
-    host_is_good && port.parse::<u16>().is_ok_and(|p| p > 0)
+    host_is_good && parse_port(port).is_some()
+}
+
+/// A port from 1, in digits alone: the standard library would take `+80` too.
+pub(crate) fn parse_port(text: &str) -> Option<u16> {
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    text.parse().ok().filter(|port| digits && *port > 0)
 }

@@ -180,10 +180,8 @@ pub(super) struct Port(pub(super) u16);
 
 impl Port {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
-        match text.parse::<u16>() {
-            Ok(port) if port > 0 => Ok(Self(port)),
-            _ => Err(format!("{text:?} is not a port (1 to 65535)")),
-        }
+        let port = crate::service::parse_port(text);
+        port.map(Self).ok_or_else(|| format!("{text:?} is not a port (1 to 65535)"))
     }
 
     fn text(&self) -> String {

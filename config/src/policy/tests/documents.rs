@@ -29,6 +29,10 @@ fn a_mistake_is_named_with_its_place() {
             "10:17  error: \"70000\" is not a port (1 to 65535)",
         ),
         (
+            rule("to:\n    - operation:\n        ports: [\"+80\"]"),
+            "10:17  error: \"+80\" is not a port (1 to 65535)",
+        ),
+        (
             rule("from:\n    - source:\n        principals: [\"spiffe://corp.example/a\"]"),
             "10:22  error: principal \"spiffe://corp.example/a\" must be written without `spiffe://`",
         ),
