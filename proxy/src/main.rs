@@ -63,12 +63,12 @@ fn run(args: RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Two descriptors per connection, and some for the rest: takes what the system allows.
+/// Two descriptors per connection: takes what the system allows.
 fn raise_descriptor_limit(connections: usize) {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
     let raised =
         if soft < hard && setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
-    let needed = connections as u64 * 2 + 256;
+    let needed = connections as u64 * 2;
     if raised < needed {
         tracing::warn!(
             limit = raised,

@@ -62,13 +62,14 @@ fn algorithms() -> Algorithms<'static> {
 /// The proxy's TLS configs.
 #[derive(Clone)]
 pub struct Tls {
+    server: Arc<ServerConfig>,
     acceptor: TlsAcceptor,
     snapshots: Arc<Snapshots>,
 }
 
 /// The config of connections to one expected peer.
 #[derive(Clone)]
-pub struct Connector(TlsConnector);
+pub struct Connector(Arc<ClientConfig>);
 
 impl std::fmt::Debug for Connector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -88,12 +89,18 @@ impl Tls {
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.alpn_protocols = vec![ALPN_TCP.to_vec()];
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), snapshots })
+        let server = Arc::new(config);
+        Ok(Self { acceptor: TlsAcceptor::from(Arc::clone(&server)), server, snapshots })
+    }
+
+    /// The inbound config itself: for benches, which run the handshake without a socket.
+    pub fn server_config(&self) -> &Arc<ServerConfig> {
+        &self.server
     }
 
     /// Builds the outbound config for peers that must be exactly `expected`; once per service, not per connection.
     pub fn connector(&self, expected: SpiffeId) -> Result<Connector, rustls::Error> {
-        connector(&self.snapshots, expected, ALPN_TCP).map(Connector)
+        connector(&self.snapshots, expected, ALPN_TCP)
     }
 
     /// Accepts: the peer's proven identity, or why not.
@@ -104,7 +111,7 @@ impl Tls {
 
     /// The config of connections to the control plane, over HTTP/2, with this proxy's own certificate.
     pub fn control_connector(&self, control_plane: SpiffeId) -> Result<Connector, rustls::Error> {
-        connector(&self.snapshots, control_plane, b"h2").map(Connector)
+        connector(&self.snapshots, control_plane, b"h2")
     }
 }
 
@@ -114,8 +121,14 @@ impl Connector {
     /// The address goes into no SNI: rustls sends none for an IP address.
     pub async fn connect(&self, to: IpAddr, tcp: TcpStream) -> Result<(Stream, Peer), Failure> {
         let name = ServerName::IpAddress(to.into());
-        let (result, verified) = verify::capture(self.0.connect(name, tcp)).await;
+        let connector = TlsConnector::from(Arc::clone(&self.0));
+        let (result, verified) = verify::capture(connector.connect(name, tcp)).await;
         conclude(result.map(Stream::from), verified)
+    }
+
+    /// The outbound config itself: for benches, which run the handshake without a socket.
+    pub fn client_config(&self) -> &Arc<ClientConfig> {
+        &self.0
     }
 }
 
@@ -123,7 +136,7 @@ fn connector(
     snapshots: &Arc<Snapshots>,
     expected: SpiffeId,
     alpn: &[u8],
-) -> Result<TlsConnector, rustls::Error> {
+) -> Result<Connector, rustls::Error> {
     let verifier = PeerVerifier::new(Arc::clone(snapshots), Role::Server, Some(expected));
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -132,7 +145,7 @@ fn connector(
     config.resumption = rustls::client::Resumption::disabled();
     config.enable_sni = false;
     config.alpn_protocols = vec![alpn.to_vec()];
-    Ok(TlsConnector::from(Arc::new(config)))
+    Ok(Connector(Arc::new(config)))
 }
 
 /// Names what `dangerous()` is used for, once: our verifier checks more than the stock one, not less.

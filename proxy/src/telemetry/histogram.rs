@@ -34,7 +34,7 @@ impl Histogram {
 
     /// (sum in seconds, count, (bound in seconds, count in this bucket) for each bucket), as the encoder takes it.
     pub(super) fn read(&self) -> (f64, u64, Vec<(f64, u64)>) {
-        let bounds = BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::MAX]);
+        let bounds = BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> =
             bounds.zip(self.buckets.iter().map(|b| b.load(Ordering::Relaxed))).collect();
         let count = buckets.iter().map(|(_, n)| n).sum();
