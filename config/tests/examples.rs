@@ -1,0 +1,54 @@
+//! Every file under `examples/` loads and makes sense.
+
+use std::path::{Path, PathBuf};
+
+use postern_config::file;
+use postern_config::file::control::ControlConfig;
+use postern_config::file::proxy::ProxyConfig;
+use postern_config::policy::AuthorizationPolicy;
+use postern_config::service::Service;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    let mut files: Vec<PathBuf> = entries.filter(|p| p.is_file()).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn every_configuration_loads_and_makes_sense() {
+    let mut seen = Vec::new();
+    for path in files(&folder()) {
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        match name.split('-').next() {
+            Some("proxy") => file::load::<ProxyConfig>(&path).unwrap().check().unwrap(),
+            Some("control") => file::load::<ControlConfig>(&path).unwrap().check().unwrap(),
+            Some("service") => {
+                let services = file::load_stream::<Service>(&path).unwrap();
+                assert!(!services.is_empty());
+                services.iter().for_each(|s| s.check().unwrap());
+            }
+            _ => panic!("{} is of no known kind", path.display()),
+        }
+        seen.push(name);
+    }
+    assert_eq!(seen, ["control", "proxy-edge-like", "proxy-sidecar", "service"]);
+}
+
+#[test]
+fn every_policy_loads_and_survives_the_wire() {
+    let paths = files(&folder().join("policies"));
+    assert!(paths.len() >= 6);
+    for path in paths {
+        let policies = AuthorizationPolicy::from_yaml_stream(&file::read(&path).unwrap())
+            .unwrap_or_else(|e| panic!("{}:{e}", path.display()));
+        assert!(!policies.is_empty());
+        for policy in policies {
+            assert_eq!(AuthorizationPolicy::from_json(&policy.to_json()).unwrap(), policy);
+        }
+    }
+}
