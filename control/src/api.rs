@@ -49,6 +49,8 @@ pub struct Plane {
     pub metrics: Metrics,
     /// Tasks of open Watch streams.
     pub streams: tokio_util::task::TaskTracker,
+    /// How long after its end a certificate may still be renewed.
+    pub grace: callers::Grace,
     /// The `host:port` that join strings carry.
     pub advertise: String,
 }

@@ -95,7 +95,7 @@ impl Ca {
             return Err(CaError::RootEnded(crate::clock::rfc3339(root_ends * 1000)));
         }
         let issuing_ttl = config.ca.issuing_ttl.as_duration();
-        let issuing = match stored_issuing(dir) {
+        let issuing = match stored_issuing(dir)? {
             Some(issuing) if now < issuing.renew_at() && issuing.is_signed_by(&root) => issuing,
             _ => {
                 let validity = (now - secs(backdate), at_end(now, issuing_ttl));
@@ -211,13 +211,18 @@ fn root(
     Ok((certificate, key))
 }
 
-fn stored_issuing(dir: &Path) -> Option<Issuing> {
+/// The issuing CA as stored, if it is whole. Key and certificate are two files: a crash between them leaves a pair that does
+/// not fit, and then a new one is made. A key that others can read is never passed over.
+fn stored_issuing(dir: &Path) -> Result<Option<Issuing>, CaError> {
     let path = dir.join(ISSUING_CERTIFICATE);
-    let key = files::read_key(&dir.join(ISSUING_KEY)).ok()??;
-    let certificate = read_certificate(&path).ok()?;
-    // Key and certificate are two files: a crash between them leaves a pair that does not fit, and a new one is made.
-    check_key(&certificate, &key, &path).ok()?;
-    issuing_from(certificate, key).ok()
+    let key = match files::read_key(&dir.join(ISSUING_KEY)) {
+        Ok(Some(key)) => key,
+        Ok(None) | Err(KeyFileError::NoKey { .. }) => return Ok(None),
+        Err(refused) => return Err(refused.into()),
+    };
+    let Ok(certificate) = read_certificate(&path) else { return Ok(None) };
+    let fits = check_key(&certificate, &key, &path).is_ok();
+    Ok(fits.then(|| issuing_from(certificate, key).ok()).flatten())
 }
 
 fn new_issuing(dir: &Path, trust_domain: &TrustDomain, validity: (i64, i64)) -> Result<Issuing, CaError> {

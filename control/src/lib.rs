@@ -156,6 +156,7 @@ pub async fn run(
         )
         .await?,
         presented: Arc::new(Presented::new(&ca)?),
+        grace: api::callers::Grace::new(&config.svid),
         rotating: tokio::sync::Mutex::default(),
         proxies: publish::Proxies::default(),
         streams: TaskTracker::new(),
@@ -164,7 +165,8 @@ pub async fn run(
         ca,
         metrics,
     });
-    let tls = api::tls::server_config(Arc::clone(&plane.presented), plane.publisher.subscribe())?;
+    let tls =
+        api::tls::server_config(Arc::clone(&plane.presented), plane.publisher.subscribe(), plane.grace)?;
     let socket = data.join(ADMIN_SOCKET);
     let operators = api::socket::bind(&socket)
         .map_err(|source| ServeError::Listen { address: socket.display().to_string(), source })?;

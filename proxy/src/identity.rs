@@ -27,7 +27,7 @@ pub mod renewal;
 
 use apply::Held;
 use cache::Cache;
-use control::{ControlError, Session};
+use control::{Connection, ControlError, Session};
 use join::JoinSource;
 use key::Issued;
 use renewal::Schedule;
@@ -177,11 +177,14 @@ impl Driver {
                     }
                 },
                 () = tokio::time::sleep_until(due.max(retry_at)), if session.is_some() => {
-                    match self.renew(&mut session).await {
-                        // The next session is opened with the new certificate.
-                        Ok(()) => { session = None; retry_at = Instant::now(); }
-                        Err(error) => { session = None; retry_at = Instant::now() + self.failed(&error, renew_in.is_zero()); }
-                    }
+                    // The next session is opened with the new certificate.
+                    retry_at = match session.take() {
+                        Some(mut open) => match self.renew(&mut open.connection).await {
+                            Ok(()) => Instant::now(),
+                            Err(error) => Instant::now() + self.failed(&error, true),
+                        },
+                        None => Instant::now(),
+                    };
                 }
                 () = tokio::time::sleep_until(retry_at), if session.is_none() => {
                     match self.connect().await {
@@ -203,15 +206,23 @@ impl Driver {
             generation: self.held.generation(),
         };
         let announce = v1::Announce { endpoints: self.endpoints.clone() };
-        let control_plane = self.trust_domain.control_plane();
-        Session::open(&self.tls, &self.address, control_plane, hello, announce).await
+        let mut connection = self.open_connection().await?;
+        if self.snapshots.usable_credentials().is_none() {
+            // Too late for a stream; within the control plane's grace the certificate may still ask for the next one.
+            self.renew(&mut connection).await?;
+            connection = self.open_connection().await?;
+        }
+        Session::open(connection, hello, announce).await
     }
 
-    async fn renew(&mut self, session: &mut Option<Session>) -> Result<(), ControlError> {
-        let Some(session) = session else { return Ok(()) };
+    fn open_connection(&self) -> impl Future<Output = Result<Connection, ControlError>> {
+        Connection::open(&self.tls, &self.address, self.trust_domain.control_plane())
+    }
+
+    async fn renew(&mut self, connection: &mut Connection) -> Result<(), ControlError> {
         let request = key::Request::new().map_err(ControlError::Local)?;
         let ttl_ms = ttl_ms(&self.config);
-        let answer = session.renew(request.csr.clone(), ttl_ms).await?;
+        let answer = connection.renew(request.csr.clone(), ttl_ms).await?;
         self.note_time(answer.server_time_ms);
         let chain = answer.svid.unwrap_or_default().chain;
         let earlier = std::mem::replace(&mut self.issued, request.issued(chain));

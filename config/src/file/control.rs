@@ -46,6 +46,9 @@ pub struct SvidConfig {
     pub max_ttl: Span,
     /// How far notBefore lies in the past, for peers whose clock is behind.
     pub backdate: Span,
+    /// How long after its end a certificate may still ask for the next one: for proxies that were cut off for longer than
+    /// their certificate lived. Off by default; at most one lifetime counts, and nothing but renewal is admitted.
+    pub grace: Span,
 }
 
 /// How long the trust domain's own certificates live.
@@ -154,6 +157,7 @@ impl Default for SvidConfig {
             min_ttl: Span::from_secs(1),
             max_ttl: Span::from_secs(24 * 3600),
             backdate: Span::from_secs(300),
+            grace: Span::from_secs(0),
         }
     }
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use postern_config::enroll::EXPORTER_LEN;
+use postern_config::file::Span;
+use postern_config::file::control::SvidConfig;
 use postern_config::id::TrustDomain;
 use postern_config::svid::Peer;
 use tonic::Status;
@@ -12,7 +14,7 @@ use tonic::Status;
 /// The required caller of each method.
 pub const TABLE: [(&str, Required); 3] = [
     ("/postern.control.v1.Control/Enroll", Required::Anonymous),
-    ("/postern.control.v1.Control/Renew", Required::Workload),
+    ("/postern.control.v1.Control/Renew", Required::WorkloadOrLate),
     ("/postern.control.v1.Control/Watch", Required::Workload),
 ];
 
@@ -23,6 +25,36 @@ pub enum Required {
     Anonymous,
     /// A workload of the own trust domain, by a certificate that is valid at the time of the call.
     Workload,
+    /// The same, or one whose certificate ended within the [`Grace`].
+    WorkloadOrLate,
+}
+
+/// How long after its end a certificate may still be renewed, so that a proxy which was cut off for long comes back by
+/// itself. Never longer than the certificate itself lived: an hour must not become a week.
+#[derive(Debug, Clone, Copy)]
+pub struct Grace {
+    seconds: i64,
+    backdate: i64,
+}
+
+impl Grace {
+    /// By these terms.
+    pub fn new(terms: &SvidConfig) -> Self {
+        let seconds = |span: Span| i64::try_from(span.as_duration().as_secs()).unwrap_or(i64::MAX);
+        Self { seconds: seconds(terms.grace), backdate: seconds(terms.backdate) }
+    }
+
+    /// Whether `peer`, whose certificate may have ended, is still within it at `now` (seconds since 1970).
+    pub fn covers(self, peer: &Peer, now: i64) -> bool {
+        let late = now.saturating_sub(peer.not_after);
+        let lifetime = peer.not_after.saturating_sub(peer.not_before).saturating_sub(self.backdate);
+        late <= self.seconds && late <= lifetime.max(0)
+    }
+
+    /// Whether there is any.
+    pub fn is_off(self) -> bool {
+        self.seconds == 0
+    }
 }
 
 /// Who is on the other end of one TLS connection.
@@ -55,7 +87,13 @@ impl Reached {
 /// Admits or denies a call of `method` at `now` (seconds since 1970).
 ///
 /// The certificate's end is asked again for every call: a connection may outlive it.
-pub fn admit(method: &str, peer: Option<&Peer>, own: &TrustDomain, now: i64) -> Result<(), Status> {
+pub fn admit(
+    method: &str,
+    peer: Option<&Peer>,
+    own: &TrustDomain,
+    grace: Grace,
+    now: i64,
+) -> Result<(), Status> {
     let required = TABLE.iter().find(|(name, _)| *name == method).map(|(_, required)| *required);
     match (required, peer) {
         (None, _) => Err(Status::permission_denied("no such method")),
@@ -63,14 +101,15 @@ pub fn admit(method: &str, peer: Option<&Peer>, own: &TrustDomain, now: i64) -> 
         (Some(Required::Anonymous), Some(_)) => Err(Status::permission_denied(
             "this call is for callers without a certificate; call Renew instead",
         )),
-        (Some(Required::Workload), None) => {
+        (Some(Required::Workload | Required::WorkloadOrLate), None) => {
             Err(Status::unauthenticated("this call needs a workload's certificate"))
         }
-        (Some(Required::Workload), Some(peer)) => {
+        (Some(required), Some(peer)) => {
             if peer.id.trust_domain_str() != own.as_str() || peer.id.is_reserved() {
                 return Err(Status::permission_denied("this identity may not call"));
             }
-            if peer.not_after < now {
+            let late = required == Required::WorkloadOrLate && grace.covers(peer, now);
+            if peer.not_after < now && !late {
                 return Err(Status::unauthenticated("the certificate has expired"));
             }
             Ok(())

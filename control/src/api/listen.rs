@@ -132,7 +132,8 @@ async fn handshake(
     // is cheaper than a verifier per connection.
     let peer = match connection.peer_certificates() {
         Some(chain) => {
-            Some(tls::verify(chain, &plane.publisher.world(), UnixTime::now()).map_err(|e| e.reason())?)
+            let world = plane.publisher.world();
+            Some(tls::verify(chain, &world, UnixTime::now(), plane.grace).map_err(|e| e.reason())?)
         }
         None => None,
     };
@@ -153,6 +154,8 @@ async fn connection(
         return;
     };
     let life = match &caller.peer {
+        // Late: it has come for one call.
+        Some(peer) if peer.not_after * 1000 < now_ms() => ANONYMOUS_TIMEOUT,
         Some(peer) => {
             Duration::from_millis((peer.not_after * 1000).saturating_sub(now_ms()).max(0).unsigned_abs())
         }
@@ -189,8 +192,10 @@ fn call(
     plane: &Plane,
     mut request: Request<Incoming>,
 ) -> impl Future<Output = Response<tonic::body::Body>> {
-    let admitted =
-        admit(request.uri().path(), caller.peer.as_ref(), plane.ca.trust_domain(), now_ms() / 1000);
+    let admitted = {
+        let own = plane.ca.trust_domain();
+        admit(request.uri().path(), caller.peer.as_ref(), own, plane.grace, now_ms() / 1000)
+    };
     async move {
         if let Err(status) = admitted {
             plane.metrics.refused("call", "wrong_caller");

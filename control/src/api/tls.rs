@@ -19,6 +19,7 @@ use rustls::{
 };
 use tokio::sync::watch;
 
+use super::callers::Grace;
 use crate::ca::{Ca, CaError};
 use crate::clock::now_ms;
 use crate::issue;
@@ -102,9 +103,10 @@ fn provider() -> CryptoProvider {
 pub fn server_config(
     presented: Arc<Presented>,
     worlds: watch::Receiver<Arc<World>>,
+    grace: Grace,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::clone(&presented.provider);
-    let verifier = Arc::new(Callers { worlds, provider: Arc::clone(&provider) });
+    let verifier = Arc::new(Callers { worlds, provider: Arc::clone(&provider), grace });
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
@@ -121,13 +123,28 @@ pub fn server_config(
 struct Callers {
     worlds: watch::Receiver<Arc<World>>,
     provider: Arc<CryptoProvider>,
+    grace: Grace,
 }
 
-/// Who presented this chain, by the bundles of `world`.
-pub fn verify(chain: &[CertificateDer<'_>], world: &World, now: UnixTime) -> Result<Peer, VerifyError> {
+/// Who presented this chain, by the bundles of `world`. One that ended within the grace is verified as of its last second:
+/// what such a caller may still call is decided for each call.
+pub fn verify(
+    chain: &[CertificateDer<'_>],
+    world: &World,
+    now: UnixTime,
+    grace: Grace,
+) -> Result<Peer, VerifyError> {
     let signatures = aws_lc_rs::default_provider().signature_verification_algorithms.all;
     let algorithms = Algorithms { signatures, sha256: crate::digest::sha256 };
-    svid::verify(chain, &world.bundles, &Revocations::default(), Role::Client, now, algorithms)
+    let at = |at| svid::verify(chain, &world.bundles, &Revocations::default(), Role::Client, at, algorithms);
+    match at(now) {
+        Err(expired @ VerifyError::Expired { not_after, now }) if !grace.is_off() => {
+            let last = Duration::from_secs(u64::try_from(not_after).unwrap_or(0));
+            let peer = at(UnixTime::since_unix_epoch(last))?;
+            if grace.covers(&peer, now) { Ok(peer) } else { Err(expired) }
+        }
+        other => other,
+    }
 }
 
 impl ClientCertVerifier for Callers {
@@ -147,7 +164,7 @@ impl ClientCertVerifier for Callers {
     ) -> Result<ClientCertVerified, rustls::Error> {
         let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
         let world = Arc::clone(&self.worlds.borrow());
-        match verify(&chain, &world, now) {
+        match verify(&chain, &world, now, self.grace) {
             Ok(_) => Ok(ClientCertVerified::assertion()),
             Err(error) => Err(as_alert(error).into()),
         }

@@ -120,36 +120,49 @@ pub async fn enroll(
     })
 }
 
-/// A connection with the workload's own certificate, and the stream of pushes on it.
-pub struct Session {
-    client: ControlClient<Channel>,
-    requests: mpsc::Sender<v1::WatchRequest>,
-    pushes: tonic::Streaming<v1::WatchResponse>,
-}
+/// A connection to the control plane with the workload's own certificate.
+pub struct Connection(ControlClient<Channel>);
 
-impl Session {
-    /// Connects, says hello and announces.
-    pub async fn open(
-        tls: &Tls,
-        address: &str,
-        control_plane: SpiffeId,
-        hello: v1::Hello,
-        announce: v1::Announce,
-    ) -> Result<Self, ControlError> {
+impl Connection {
+    /// Connects; whoever answers must be exactly `control_plane`.
+    pub async fn open(tls: &Tls, address: &str, control_plane: SpiffeId) -> Result<Self, ControlError> {
         let (tcp, to) = dial(address).await?;
         let connector =
             tls.control_connector(control_plane).map_err(|e| ControlError::Local(e.to_string()))?;
         let handshake = connector.connect(to.ip(), tcp);
         let (stream, _) = timeout(CONNECT_TIMEOUT, handshake).await.map_err(|_| Failure::timeout())??;
-        let mut client = client(stream).await?;
+        client(stream).await.map(Self)
+    }
+
+    /// Asks for the next certificate.
+    pub async fn renew(&mut self, csr: Vec<u8>, ttl_ms: u64) -> Result<v1::RenewResponse, ControlError> {
+        call(self.0.renew(v1::RenewRequest { csr, ttl_ms })).await
+    }
+}
+
+/// A connection with the stream of pushes on it.
+pub struct Session {
+    /// For renewals, while the stream goes on.
+    pub connection: Connection,
+    requests: mpsc::Sender<v1::WatchRequest>,
+    pushes: tonic::Streaming<v1::WatchResponse>,
+}
+
+impl Session {
+    /// Says hello and announces.
+    pub async fn open(
+        mut connection: Connection,
+        hello: v1::Hello,
+        announce: v1::Announce,
+    ) -> Result<Self, ControlError> {
         let (requests, queue) = mpsc::channel(QUEUE);
         for message in
             [v1::watch_request::Message::Hello(hello), v1::watch_request::Message::Announce(announce)]
         {
             send(&requests, message).await;
         }
-        let pushes = call(client.watch(ReceiverStream::new(queue))).await?;
-        Ok(Self { client, requests, pushes })
+        let pushes = call(connection.0.watch(ReceiverStream::new(queue))).await?;
+        Ok(Self { connection, requests, pushes })
     }
 
     /// The next push; `None` once the stream is over.
@@ -167,11 +180,6 @@ impl Session {
     pub async fn acknowledge(&self, generation: u64, mut error: String) {
         error.truncate(error.floor_char_boundary(MAX_ERROR));
         send(&self.requests, v1::watch_request::Message::Ack(v1::Ack { generation, error })).await;
-    }
-
-    /// Asks for the next certificate.
-    pub async fn renew(&mut self, csr: Vec<u8>, ttl_ms: u64) -> Result<v1::RenewResponse, ControlError> {
-        call(self.client.renew(v1::RenewRequest { csr, ttl_ms })).await
     }
 }
 
