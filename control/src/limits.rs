@@ -5,10 +5,11 @@ use std::sync::{Mutex, PoisonError};
 
 /// Refusals that get an audit record, globally: a flood must not fill the disk. Beyond it they are only counted.
 const AUDITED_REFUSALS: Rate = Rate { burst: 512.0, per_second: 20.0 };
-/// Attempts by somebody who knows a token's secret: enough for any retry, too few to make the store the bottleneck.
-const ATTEMPTS_PER_TOKEN: Rate = Rate { burst: 128.0, per_second: 5.0 };
-/// How many tokens are remembered; the fullest buckets are forgotten first, which only helps their owners.
-const TOKENS: usize = 4096;
+/// Attempts by somebody who knows a token's secret, or renewals of one lineage: enough for any retry, too few to make the
+/// store the bottleneck.
+const ATTEMPTS: Rate = Rate { burst: 128.0, per_second: 5.0 };
+/// How many tokens and lineages are remembered before those whose bucket is full again are forgotten.
+const REMEMBERED: usize = 4096;
 
 #[derive(Debug, Clone, Copy)]
 struct Rate {
@@ -19,18 +20,22 @@ struct Rate {
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     left: f64,
-    at: i64,
+    since: i64,
 }
 
 impl Bucket {
     fn full(rate: Rate, now: i64) -> Self {
-        Self { left: rate.burst, at: now }
+        Self { left: rate.burst, since: now }
+    }
+
+    fn at(&self, rate: Rate, now: i64) -> f64 {
+        let elapsed = now.saturating_sub(self.since).max(0) as f64 / 1000.0;
+        (self.left + elapsed * rate.per_second).min(rate.burst)
     }
 
     fn take(&mut self, rate: Rate, now: i64) -> bool {
-        let elapsed = now.saturating_sub(self.at).max(0) as f64 / 1000.0;
-        self.left = (self.left + elapsed * rate.per_second).min(rate.burst);
-        self.at = now;
+        self.left = self.at(rate, now);
+        self.since = now;
         if self.left < 1.0 {
             return false;
         }
@@ -60,15 +65,14 @@ impl Limits {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner).take(AUDITED_REFUSALS, now)
     }
 
-    /// Whether the holder of this token's secret may try once more.
-    pub fn attempt(&self, token: &str, now: i64) -> bool {
+    /// Whether the holder of this token's secret, or of this lineage's certificate, may try once more.
+    pub fn attempt(&self, name: &str, now: i64) -> bool {
         let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        if attempts.len() >= TOKENS {
-            attempts.retain(|_, bucket| bucket.left < ATTEMPTS_PER_TOKEN.burst / 2.0);
+        if attempts.len() >= REMEMBERED {
+            attempts.retain(|_, bucket| bucket.at(ATTEMPTS, now) < ATTEMPTS.burst);
         }
-        let bucket =
-            attempts.entry(token.to_owned()).or_insert_with(|| Bucket::full(ATTEMPTS_PER_TOKEN, now));
-        bucket.take(ATTEMPTS_PER_TOKEN, now)
+        let bucket = attempts.entry(name.to_owned()).or_insert_with(|| Bucket::full(ATTEMPTS, now));
+        bucket.take(ATTEMPTS, now)
     }
 }
 

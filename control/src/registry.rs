@@ -51,8 +51,8 @@ pub enum Refusal {
     /// A renewal for the key that is in use.
     #[error("a renewal needs a new key")]
     SameKey,
-    /// Too many attempts with one token.
-    #[error("too many attempts with this token; try again later")]
+    /// Too many attempts with one token, or renewals of one lineage.
+    #[error("too many requests of this enrollment; try again later")]
     TooMany,
     /// A fault on this side.
     #[error("internal error")]
@@ -164,6 +164,9 @@ impl Registry {
                 true => Ok(Issued { chain: vec![earlier.leaf, earlier.issuer], repeated: true }),
                 false => Err(Refusal::SameKey),
             };
+        }
+        if !self.limits.attempt(&lineage.id, now_ms()) {
+            return Err(Refusal::TooMany);
         }
         let lineage = use_serial(&mut change, lineage, &serial).await?;
         let (leaf, issued) = self.sign(&mut change, &lineage, &csr.key, ttl_ms).await?;

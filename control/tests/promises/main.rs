@@ -1,0 +1,17 @@
+//! What the control plane promises, asked of a real process over real sockets.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a helper that fails fails its test"
+)]
+
+mod callers;
+mod certificates;
+mod crash;
+mod enrollment;
+mod harness;
+mod operators;
+mod renewal;
+mod watching;
