@@ -44,6 +44,11 @@ impl Clock {
         UnixTime::since_unix_epoch(std::time::Duration::from_millis(ms))
     }
 
+    /// Whether the host's clock is being corrected.
+    pub fn is_corrected(&self) -> bool {
+        self.correction_ms.load(Ordering::Relaxed) != 0
+    }
+
     /// The host's clock and the monotonic one, for [`Steps::observe`].
     pub fn sample(&self) -> Sample {
         let mono_ms = i64::try_from(self.start.elapsed().as_millis()).unwrap_or(i64::MAX);

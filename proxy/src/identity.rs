@@ -278,6 +278,7 @@ impl Driver {
             id = %credentials.id(),
             serial = credentials.serial(),
             not_after = credentials.not_after(),
+            life_ms = not_after_ms - clock.now_ms(),
             renews_in_ms = self.schedule.wait(clock.now_ms()).as_millis() as u64,
             "identity in force"
         );

@@ -100,7 +100,8 @@ impl Tls {
 
     /// Builds the outbound config for peers that must be exactly `expected`; once per service, not per connection.
     pub fn connector(&self, expected: SpiffeId) -> Result<Connector, rustls::Error> {
-        connector(&self.snapshots, expected, ALPN_TCP)
+        let verifier = PeerVerifier::new(Arc::clone(&self.snapshots), Role::Server, Some(expected));
+        connector(&self.snapshots, verifier, ALPN_TCP)
     }
 
     /// Accepts: the peer's proven identity, or why not.
@@ -111,7 +112,8 @@ impl Tls {
 
     /// The config of connections to the control plane, over HTTP/2, with this proxy's own certificate.
     pub fn control_connector(&self, control_plane: SpiffeId) -> Result<Connector, rustls::Error> {
-        connector(&self.snapshots, control_plane, b"h2")
+        let verifier = PeerVerifier::new(Arc::clone(&self.snapshots), Role::Server, Some(control_plane));
+        connector(&self.snapshots, verifier.or_by_host_clock(), b"h2")
     }
 }
 
@@ -134,10 +136,9 @@ impl Connector {
 
 fn connector(
     snapshots: &Arc<Snapshots>,
-    expected: SpiffeId,
+    verifier: PeerVerifier,
     alpn: &[u8],
 ) -> Result<Connector, rustls::Error> {
-    let verifier = PeerVerifier::new(Arc::clone(snapshots), Role::Server, Some(expected));
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous_with(verifier)
