@@ -5,7 +5,7 @@
 //! as a value, a function that checks signatures takes the algorithms.
 //!
 //! Read in this order: [`id`] (names), [`bundle`] (who is trusted), [`svid`] (the one verifier),
-//! [`policy`] (who may), [`reason`] (why not), [`file`] (what operators write), [`wire`] (what the planes say
+//! [`policy`] (who may), [`reason`] (why not), [`file`](mod@file) (what operators write), [`wire`] (what the planes say
 //! to each other), [`enroll`] (how an identity begins).
 
 pub mod bundle;

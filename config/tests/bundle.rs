@@ -1,5 +1,7 @@
 //! Trust bundles in SPIFFE form: what is read leniently, what is written strictly, what trusts nobody.
 
+#![expect(clippy::unwrap_used, reason = "what a test prepares must succeed")]
+
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use postern_config::bundle::{

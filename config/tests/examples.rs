@@ -1,5 +1,7 @@
 //! Every file under `examples/` loads and makes sense.
 
+#![expect(clippy::unwrap_used, reason = "what a test prepares must succeed")]
+
 use std::path::{Path, PathBuf};
 
 use postern_config::file;

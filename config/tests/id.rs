@@ -1,5 +1,7 @@
 //! SPIFFE IDs and trust domains: every line of SPIFFE-ID §2, properties, and a comparison with the `spiffe` crate.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "what a test asserts may fail in a helper")]
+
 use postern_config::id::{IdError, MAX_ID, MAX_TRUST_DOMAIN, SpiffeId, TrustDomain, check_segment};
 use proptest::prelude::*;
 

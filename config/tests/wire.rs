@@ -1,5 +1,7 @@
 //! Messages into the model and back; a message with one mistake changes nothing at all.
 
+#![expect(clippy::unwrap_used, reason = "what a test prepares must succeed")]
+
 use postern_config::bundle::{BundleSet, TrustBundle};
 use postern_config::revocation::Revocations;
 use postern_config::wire::{self, WireError, v1};

@@ -8,6 +8,7 @@ use crate::bundle::{BundleSet, TrustBundle};
 use crate::reason::Reason;
 use crate::revocation::Revocations;
 
+mod corpus;
 mod dates;
 mod flips;
 mod forge;

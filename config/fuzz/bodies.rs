@@ -1,0 +1,124 @@
+//! What each fuzz target does with its input: shared by the targets and by the test that replays their corpora.
+
+use std::str::FromStr;
+
+use postern_config::bundle::{BundleSet, TrustBundle};
+use postern_config::enroll::JoinString;
+use postern_config::file;
+use postern_config::file::control::ControlConfig;
+use postern_config::file::proxy::ProxyConfig;
+use postern_config::id::SpiffeId;
+use postern_config::policy::{AuthorizationPolicy, Connection, Policy};
+use postern_config::revocation::Revocations;
+use postern_config::svid::{Algorithms, Role, verify};
+use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
+
+/// The moment at which the certificates of the corpus are valid.
+const NOW: u64 = 2_000_000_000;
+/// The root of the corpus's trust domain.
+const ROOT: &[u8] = include_bytes!("fixture/root.der");
+/// The only identity that its issuing CA ever signed.
+const ID: &str = "spiffe://corp.example/ns/shop/sa/pay";
+
+static SIGNATURES: [&dyn SignatureVerificationAlgorithm; 2] =
+    [webpki::aws_lc_rs::ECDSA_P256_SHA256, webpki::aws_lc_rs::ECDSA_P384_SHA384];
+
+/// What parses prints as it was, and has the parts that it should have.
+pub(crate) fn spiffe_id(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(id) = text.parse::<SpiffeId>() else { return };
+    assert_eq!(id.to_string(), text);
+    assert!(text.len() <= 2048);
+    assert!(text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._/:".contains(&b)));
+    assert_eq!(format!("{}{}", id.trust_domain().id_string(), id.path()), text);
+    assert!(id.segments().all(|s| !matches!(s, "" | "." | "..")));
+    assert_eq!(id.trust_domain().to_string(), id.trust_domain_str());
+}
+
+/// What parses says the same after it was written again.
+pub(crate) fn join_string(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(join) = JoinString::from_str(text) else { return };
+    assert_eq!(join.reveal().as_str(), text.trim());
+    assert!(!format!("{join:?}").contains(text.trim()));
+}
+
+/// What parses holds as much after it was written again.
+pub(crate) fn bundle(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let parse = |text: &str| TrustBundle::parse("corp.example".parse().unwrap(), text);
+    let Ok(bundle) = parse(text) else { return };
+    assert_eq!(parse(&bundle.to_document()).unwrap(), bundle);
+}
+
+/// Certificates one after the other, as the SPIFFE Workload API writes them: nobody but [`ID`] may come out of it.
+pub(crate) fn chain(data: &[u8]) {
+    let root = CertificateDer::from(ROOT);
+    let bundle = TrustBundle::new("corp.example".parse().unwrap(), 1, [root]).unwrap();
+    let bundles: BundleSet = [bundle].into_iter().collect();
+    let chain = split(data);
+    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(NOW));
+    for role in [Role::Client, Role::Server] {
+        let algorithms = Algorithms { signatures: &SIGNATURES, sha256: digest };
+        if let Ok(peer) = verify(&chain, &bundles, &Revocations::default(), role, now, algorithms) {
+            assert_eq!(peer.id.as_str(), ID);
+            assert_eq!(peer.recheck(&bundles, &Revocations::default(), NOW as i64), Ok(()));
+        }
+    }
+}
+
+fn split(mut data: &[u8]) -> Vec<CertificateDer<'_>> {
+    let mut chain = Vec::new();
+    while !data.is_empty() && chain.len() < 8 {
+        let length = match data {
+            [0x30, 0x82, high, low, ..] => 4 + usize::from(u16::from_be_bytes([*high, *low])),
+            _ => data.len(),
+        };
+        let (certificate, rest) = data.split_at(length.min(data.len()));
+        chain.push(CertificateDer::from(certificate));
+        data = rest;
+    }
+    chain
+}
+
+/// Stands for SHA-256: nothing here depends on its strength.
+fn digest(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    bytes.iter().enumerate().for_each(|(i, b)| out[i % 32] = u8::rotate_left(out[i % 32], 3) ^ b);
+    out
+}
+
+/// What loads, from YAML or JSON, survives the wire, and decides without panicking.
+pub(crate) fn policy(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let mut policies = AuthorizationPolicy::from_yaml_stream(text).unwrap_or_default();
+    policies.extend(AuthorizationPolicy::from_json(text));
+    for policy in &policies {
+        assert_eq!(&AuthorizationPolicy::from_json(&policy.to_json()).unwrap(), policy);
+    }
+    let compiled = Policy::compile(&policies, "corp.example".parse().unwrap());
+    let peer = ID.parse().unwrap();
+    let verdict = compiled.decide(&Connection {
+        peer: &peer,
+        source_ip: [10, 0, 0, 1].into(),
+        destination_ip: [10, 0, 0, 2].into(),
+        destination_port: 8080,
+        sni: Some("pay.corp.example"),
+    });
+    assert!(!compiled.explain(&verdict).is_empty());
+}
+
+/// What loads reads the same from its JSON, and can be checked.
+pub(crate) fn proxy_config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(config) = file::parse::<ProxyConfig>(text) {
+        let again: ProxyConfig = file::parse(&serde_json::to_string(&config).unwrap()).unwrap();
+        assert_eq!(again, config);
+        let _ = config.check();
+    }
+    if let Ok(config) = file::parse::<ControlConfig>(text) {
+        let again: ControlConfig = file::parse(&serde_json::to_string(&config).unwrap()).unwrap();
+        assert_eq!(again, config);
+        let _ = config.check();
+    }
+}
