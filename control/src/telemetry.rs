@@ -16,7 +16,11 @@ pub fn log(config: &ControlLog) -> Result<(), String> {
     use std::io::IsTerminal as _;
     let filter =
         EnvFilter::try_new(&config.level).map_err(|e| format!("log.level: {:?}: {e}", config.level))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        // Complaining about a closed standard error on standard error panics, and takes the task that logged along.
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let _ = match config.format {
         ControlLogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
         ControlLogFormat::Json => builder.json().flatten_event(true).try_init(),

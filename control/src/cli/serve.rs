@@ -124,8 +124,8 @@ fn stop_on_signal(shutdown: CancellationToken) -> Result<(), CliError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     tokio::spawn(async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        tracing::info!("stopping");
         shutdown.cancel();
+        tracing::info!("stopping");
     });
     Ok(())
 }

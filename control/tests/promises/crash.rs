@@ -1,9 +1,11 @@
 //! A process that dies loses nothing that it answered; one that should not start says why.
 
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use crate::harness::{Connection, Control, Keys, TD, enrolled, serve};
+use crate::harness::{Connection, Control, Keys, TD, command, enrolled, serve};
 
 #[tokio::test]
 async fn a_token_spent_before_a_sigkill_stays_spent() {
@@ -93,4 +95,28 @@ fn a_start_that_makes_no_sense_says_why() {
     fails(&[], "another `postern serve`");
     drop(_running);
     fails(&["--trust-domain", "other.example"], "belongs to the trust domain corp.example");
+}
+
+#[test]
+fn a_process_whose_log_nobody_reads_works_and_stops() {
+    let dir = tempfile::tempdir().unwrap();
+    let more = ["--trust-domain", TD];
+    let mut child = serve(dir.path(), &more)
+        .env("POSTERN_LOG_LEVEL", "info")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    drop(child.stderr.take());
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let create = ["token", "create", "--id", "spiffe://corp.example/a"];
+    assert!(
+        command(dir.path()).args(create).output().unwrap().status.success(),
+        "and it logs an audit record"
+    );
+    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(!dir.path().join("pki/admin.sock").exists(), "the socket is gone with it");
 }

@@ -124,16 +124,8 @@ pub(crate) fn command(dir: &Path) -> Command {
 pub(crate) fn serve(dir: &Path, more: &[&str]) -> Command {
     let mut command = command(dir);
     command
-        .args([
-            "serve",
-            "--json",
-            "--listen",
-            "127.0.0.1:0",
-            "--metrics",
-            "127.0.0.1:0",
-            "--log-level",
-            "warn",
-        ])
+        .env("POSTERN_LOG_LEVEL", "warn")
+        .args(["serve", "--json", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"])
         .args(more);
     command
 }
