@@ -1,0 +1,2 @@
+//! `postern-loadtest`: placeholder until the demo stands.
+fn main() {}
