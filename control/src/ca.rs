@@ -45,6 +45,19 @@ pub enum CaError {
     /// The system gave no randomness.
     #[error("no randomness from the system")]
     Random(#[from] aws_lc_rs::error::Unspecified),
+    /// By this host's clock the issuing CA is not valid, so nothing that it signs would be.
+    #[error(
+        "this host's clock says {now}, but the issuing CA is valid from {from} until {until}: set the clock right; nothing \
+         is issued until then"
+    )]
+    Clock {
+        /// RFC 3339.
+        now: String,
+        /// RFC 3339.
+        from: String,
+        /// RFC 3339.
+        until: String,
+    },
     /// The root has ended.
     #[error("the root of this trust domain ended at {0}; a new one has to be created and distributed")]
     RootEnded(String),

@@ -27,7 +27,7 @@ pub struct Leaf {
 }
 
 /// Signs a leaf for `id`. It starts `backdate` before `now` and ends `ttl` after it (milliseconds since 1970), but never
-/// outside of its issuer's life.
+/// outside of its issuer's life; with a clock outside of that life nothing is signed.
 ///
 /// The subject is empty, so the SAN is critical (RFC 5280 §4.1.2.6); both EKUs stand, because a workload is client and
 /// server with one certificate.
@@ -44,6 +44,12 @@ pub fn sign(
     // Rounded up: a certificate of five seconds lives five, not four and a bit.
     let ends = ends.saturating_add(999).div_euclid(1000);
     let (not_before, not_after) = (begins.max(issuing.not_before), ends.min(issuing.not_after));
+    let seconds = now.div_euclid(1000);
+    if seconds < issuing.not_before || seconds >= issuing.not_after {
+        let [now, from, until] =
+            [seconds, issuing.not_before, issuing.not_after].map(|s| crate::clock::rfc3339(s * 1000));
+        return Err(CaError::Clock { now, from, until });
+    }
 
     let serial = serial()?;
     let mut params = CertificateParams::default();
