@@ -120,7 +120,7 @@ pub fn run(
 ) -> Result<(), Error> {
     let config = Arc::new(config);
     let snapshots = Arc::new(Snapshots::default());
-    let metrics = Arc::new(Metrics::new(&snapshots));
+    let metrics = Arc::new(Metrics::new(&snapshots, &config.limits));
     let readiness = Arc::new(Readiness::default());
     let tls = Tls::new(Arc::clone(&snapshots)).map_err(|e| Error::Tls(e.to_string()))?;
     let sockets = Sockets::bind(&config, &tls)?;

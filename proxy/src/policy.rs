@@ -1,6 +1,8 @@
 //! The policy in force, with the counters of its decisions already looked up.
 
-use postern_config::policy::{Connection, Policy, Verdict};
+use std::sync::Arc;
+
+use postern_config::policy::{Connection, Policy, PolicyName, Verdict};
 
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::DecisionCounters;
@@ -12,14 +14,25 @@ const DEFAULT: &str = "default";
 #[derive(Debug)]
 pub struct CurrentPolicy {
     policy: Policy,
-    by_policy: Vec<DecisionCounters>,
+    by_policy: Vec<Decider>,
     default: DecisionCounters,
+}
+
+/// One policy's name, shared with the records of the connections that it decided, and its counters.
+#[derive(Debug)]
+struct Decider {
+    name: Arc<str>,
+    counters: DecisionCounters,
 }
 
 impl CurrentPolicy {
     /// Looks up the counters of a compiled policy.
     pub fn new(policy: Policy, metrics: &Metrics) -> Self {
-        let by_policy = policy.names().iter().map(|name| metrics.decisions(&name.0)).collect();
+        let decider = |name: &PolicyName| Decider {
+            name: name.0.as_str().into(),
+            counters: metrics.decisions(&name.0),
+        };
+        let by_policy = policy.names().iter().map(decider).collect();
         Self { policy, by_policy, default: metrics.decisions(DEFAULT) }
     }
 
@@ -32,7 +45,7 @@ impl CurrentPolicy {
     pub fn decide(&self, connection: &Connection<'_>) -> Verdict {
         let verdict = self.policy.decide(connection);
         let counters = match verdict.because.rule() {
-            Some(rule) => self.by_policy.get(rule.policy).unwrap_or(&self.default),
+            Some(rule) => self.by_policy.get(rule.policy).map_or(&self.default, |d| &d.counters),
             None => &self.default,
         };
         if verdict.allow {
@@ -49,15 +62,14 @@ impl CurrentPolicy {
     }
 
     /// The name of the policy that a verdict rests on, with the rule's position.
-    pub fn decider(&self, verdict: &Verdict) -> Option<(String, usize)> {
+    pub fn decider(&self, verdict: &Verdict) -> Option<(Arc<str>, usize)> {
         let rule = verdict.because.rule()?;
-        let name = self.policy.names().get(rule.policy)?;
-        Some((name.0.clone(), rule.rule))
+        self.by_policy.get(rule.policy).map(|d| (Arc::clone(&d.name), rule.rule))
     }
 
     /// The name of the policy whose AUDIT rule matched.
-    pub fn auditor(&self, verdict: &Verdict) -> Option<String> {
+    pub fn auditor(&self, verdict: &Verdict) -> Option<Arc<str>> {
         let rule = verdict.audit?;
-        self.policy.names().get(rule.policy).map(|name| name.0.clone())
+        self.by_policy.get(rule.policy).map(|d| Arc::clone(&d.name))
     }
 }

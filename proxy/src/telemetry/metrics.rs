@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use postern_config::file::Span;
+use postern_config::file::proxy::Limits;
 use postern_config::reason::Reason;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -88,7 +90,7 @@ pub struct DecisionCounters {
 
 impl Metrics {
     /// Registers everything; `snapshots` is read at each scrape for what changes by itself.
-    pub fn new(snapshots: &Arc<Snapshots>) -> Self {
+    pub fn new(snapshots: &Arc<Snapshots>, limits: &Limits) -> Self {
         let mut registry = Registry::with_prefix("postern");
         let handshakes =
             family(&mut registry, "handshakes", "TLS handshakes by direction, result and reason");
@@ -105,6 +107,7 @@ impl Metrics {
             "authorizations",
             "Authorization decisions by deciding policy and decision",
         );
+        show_limits(&mut registry, limits);
         let open = Family::<Labels, Gauge>::default();
         registry.register("open_connections", "Connections open now, by direction", open.clone());
         let histograms: Arc<[Histogram; 2]> = Arc::default();
@@ -245,6 +248,23 @@ fn family(registry: &mut Registry, name: &str, help: &str) -> Counters {
     let family = Counters::default();
     registry.register(name, help, family.clone());
     family
+}
+
+/// The limits in force, so that a chart can draw the line that its counters approach.
+fn show_limits(registry: &mut Registry, limits: &Limits) {
+    let family = Family::<Labels, Gauge>::default();
+    let millis = |span: Span| usize::try_from(span.as_duration().as_millis()).unwrap_or(usize::MAX);
+    for (name, value) in [
+        ("connections", limits.connections),
+        ("handshakes_in_progress", limits.handshakes_in_progress),
+        ("handshakes_per_source", limits.handshakes_per_source),
+        ("handshake_timeout_milliseconds", millis(limits.handshake_timeout)),
+        ("connect_timeout_milliseconds", millis(limits.connect_timeout)),
+        ("idle_timeout_milliseconds", millis(limits.idle_timeout)),
+    ] {
+        family.get_or_create(&labels([("limit", name)])).set(i64::try_from(value).unwrap_or(i64::MAX));
+    }
+    registry.register("limit", "The limits in force; see `limits` in the configuration", family);
 }
 
 fn labels<const N: usize>(pairs: [(&'static str, &str); N]) -> Labels {

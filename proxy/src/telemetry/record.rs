@@ -86,9 +86,9 @@ pub struct Record {
     /// The id by which a denial can be asked about: a full ULID.
     pub denial: Option<String>,
     /// `<namespace>/<name>` of the policy that decided, and its rule.
-    pub policy: Option<(String, usize)>,
+    pub policy: Option<(Arc<str>, usize)>,
     /// The policy that an AUDIT rule belongs to, where one matched.
-    pub audit: Option<String>,
+    pub audit: Option<Arc<str>>,
     /// Bytes from the connecting side onward.
     pub bytes_up: u64,
     /// Bytes back to it.
@@ -122,7 +122,7 @@ impl Record {
         let handshake_us = self.handshake.map(|d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX));
         let duration_ms = u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX);
         let (policy, rule) = match &self.policy {
-            Some((policy, rule)) => (Some(policy.as_str()), Some(*rule)),
+            Some((policy, rule)) => (Some(&**policy), Some(*rule)),
             None => (None, None),
         };
         // One field list for every outcome: a reader may filter on any of them.
