@@ -127,5 +127,5 @@ fn announce(ready: &Ready, output: Output) {
 
 /// A length of time as people say it.
 fn spoken(seconds: u64) -> String {
-    if seconds >= 120 { format!("{} min", seconds.div_ceil(60)) } else { format!("{seconds} s") }
+    if seconds >= 120 { format!("{} min", (seconds + 30) / 60) } else { format!("{seconds} s") }
 }
