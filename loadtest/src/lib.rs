@@ -5,6 +5,7 @@
 //! Nothing here imports a plane: what a process does not show to an operator, no test may rely on.
 
 pub mod app;
+pub mod demo;
 pub mod http;
 pub mod load;
 pub mod mesh;
