@@ -1,6 +1,6 @@
 //! Clocks that are wrong: rows 84, 85 and 86 of the negative cases, with a preloaded clock under the real processes.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
 mod support;
 

@@ -72,14 +72,15 @@ fn the_readmes_example_in_front_of_nginx_works_as_it_is_printed() {
         .replace("0.0.0.0:15006=127.0.0.1:8080", &format!("127.0.0.1:{sidecar}={}", app.address()))
         .replace("127.0.0.1:9001", &format!("127.0.0.1:{local}"));
     let path = format!("{}:{}", Binaries::build().unwrap().dir().display(), std::env::var("PATH").unwrap());
-    let output = Command::new("bash")
-        .args(["-c", &here])
-        .current_dir(dir.path())
-        .env("PATH", path)
-        .output()
-        .unwrap();
+    let output =
+        Command::new("bash").args(["-c", &here]).current_dir(dir.path()).env("PATH", path).output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{here}\n── said\n{out}\n{err}");
     assert!(out.trim_end().ends_with("hello from the shop"), "{out}\n{err}");
-    assert!(out.contains("ready · spiffe://corp.example/ns/shop/sa/payments · expires in 60 min, renews in about 27 min"), "{out}");
+    assert!(
+        out.contains(
+            "ready · spiffe://corp.example/ns/shop/sa/payments · expires in 60 min, renews in about 27 min"
+        ),
+        "{out}"
+    );
 }

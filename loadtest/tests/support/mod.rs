@@ -1,6 +1,10 @@
 //! What the promises share: steady traffic that counts its failures, and the length that a promise is tried for.
 
-#![expect(dead_code, reason = "each test file uses its part")]
+#![expect(
+    dead_code,
+    clippy::expect_used,
+    reason = "each test file uses its part, and a broken driver ends the test"
+)]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
