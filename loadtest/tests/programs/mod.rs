@@ -1,6 +1,6 @@
 //! Foreign programs from Debian packages: where they are, how servers among them are started and ended.
 
-#![expect(dead_code, reason = "each test file uses its part")]
+#![expect(clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::chown;
