@@ -19,11 +19,14 @@ use crate::telemetry::Metrics;
 use crate::tls::{Credentials, Tls};
 
 mod apply;
+mod begin;
 pub mod cache;
 pub mod control;
 pub mod join;
 mod key;
 pub mod renewal;
+
+pub use begin::Setup;
 
 use apply::Held;
 use cache::Cache;
@@ -83,76 +86,7 @@ pub struct Driver {
     spent_token: Option<String>,
 }
 
-/// What [`Driver::begin`] needs.
-pub struct Setup {
-    /// The whole configuration.
-    pub config: Arc<ProxyConfig>,
-    /// Where results go.
-    pub snapshots: Arc<Snapshots>,
-    /// TLS configs.
-    pub tls: Tls,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
-    /// What is still missing.
-    pub readiness: Arc<Readiness>,
-    /// Where the join string comes from.
-    pub join: Option<JoinSource>,
-    /// Endpoints to announce.
-    pub endpoints: Vec<v1::Announcement>,
-}
-
 impl Driver {
-    /// Obtains the first identity: from the cache where a valid one lies there, by the join string otherwise. A control
-    /// plane that does not answer is waited for; one that refuses ends this.
-    pub async fn begin(setup: Setup) -> Result<Self, IdentityError> {
-        let cache = setup.config.identity.cache.as_deref().map(Cache::open).transpose()?;
-        let cached = cache.as_ref().map(Cache::read).transpose()?.flatten();
-        let mut spent_token = None;
-        let (address, trust_domain, issued, restored) = match cached {
-            Some(cached) if !cached.is_expired(setup.snapshots.clock.now()) => {
-                tracing::info!("resuming with the cached identity");
-                (cached.address, cached.trust_domain, cached.issued, cached.state)
-            }
-            other => {
-                if other.is_some() {
-                    tracing::warn!("the cached identity has expired; a join string is needed");
-                }
-                let source = setup.join.as_ref().ok_or(IdentityError::NothingToBeginWith)?;
-                let join = source.read()?;
-                spent_token = Some(join.token_id.clone());
-                let address = setup.config.control.address.clone().unwrap_or_else(|| join.address.clone());
-                let (issued, bundle) = enroll(&setup, &address, &join).await?;
-                let state = v1::WatchResponse {
-                    bundles: Some(v1::BundleSet { bundles: vec![bundle] }),
-                    ..v1::WatchResponse::default()
-                };
-                (address, join.trust_domain, issued, state)
-            }
-        };
-        let address = setup.config.control.address.clone().unwrap_or(address);
-        let mut driver = Self {
-            held: Held::new(trust_domain.clone()),
-            config: setup.config,
-            snapshots: setup.snapshots,
-            tls: setup.tls,
-            metrics: setup.metrics,
-            readiness: setup.readiness,
-            endpoints: setup.endpoints,
-            join: setup.join,
-            cache,
-            address,
-            trust_domain,
-            issued,
-            schedule: Schedule::new(0, 0, 0.0),
-            steps: Steps::default(),
-            failures: 0,
-            spent_token,
-        };
-        driver.apply(&restored).map_err(IdentityError::Unusable)?;
-        driver.publish_identity().map_err(IdentityError::Unusable)?;
-        Ok(driver)
-    }
-
     /// Renews, watches and reconnects until `stop` is cancelled.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut session: Option<Session> = None;
@@ -385,32 +319,6 @@ async fn next(session: &mut Option<Session>) -> Option<v1::WatchResponse> {
     match session {
         Some(session) => session.next().await,
         None => None,
-    }
-}
-
-/// Enrolls with a join string; waits for a control plane that does not answer.
-async fn enroll(
-    setup: &Setup,
-    address: &str,
-    join: &postern_config::enroll::JoinString,
-) -> Result<(Issued, v1::Bundle), IdentityError> {
-    let mut failures = 0;
-    let patience = Schedule::new(0, 0, 0.0);
-    loop {
-        match control::enroll(address, join, ttl_ms(&setup.config), instance()).await {
-            Ok(answer) => return Ok((answer.issued, answer.bundle)),
-            Err(ControlError::Refused(why)) => return Err(IdentityError::TokenRefused(why)),
-            Err(ControlError::Local(why)) => return Err(IdentityError::Unusable(why)),
-            Err(error @ ControlError::NotTrusted(_)) => {
-                return Err(IdentityError::Unusable(error.to_string()));
-            }
-            Err(ControlError::Away(why)) => {
-                let pause = patience.retry_after(failures, rand::random());
-                failures += 1;
-                tracing::warn!(%why, %address, retry_ms = pause.as_millis() as u64, "waiting for the control plane");
-                tokio::time::sleep(pause).await;
-            }
-        }
     }
 }
 

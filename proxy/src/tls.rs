@@ -25,7 +25,7 @@ mod verify;
 
 pub use credentials::{CredentialError, Credentials};
 pub use failure::{Failure, received_alert};
-pub use verify::PeerVerifier;
+use verify::PeerVerifier;
 
 /// A TLS stream over TCP, either side.
 pub type Stream = tokio_rustls::TlsStream<TcpStream>;
@@ -83,7 +83,7 @@ impl Tls {
         let verifier = PeerVerifier::new(Arc::clone(&snapshots), Role::Client, None);
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&PROVIDER))
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(Arc::new(verifier))
+            .with_client_cert_verifier(Arc::new(verify::Adapter(verifier)))
             .with_cert_resolver(Arc::new(credentials::Resolver(Arc::clone(&snapshots))));
         // Resumption never runs the verifier, so an expired or revoked peer would come back on a ticket.
         config.send_tls13_tickets = 0;
@@ -141,7 +141,7 @@ fn connector(
 ) -> Result<Connector, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous_with(verifier)
+        .dangerous_with(verify::Adapter(verifier))
         .with_client_cert_resolver(Arc::new(credentials::Resolver(Arc::clone(snapshots))));
     config.resumption = rustls::client::Resumption::disabled();
     config.enable_sni = false;

@@ -11,14 +11,13 @@ use postern_config::enroll::{EXPORTER_LABEL, EXPORTER_LEN, Pin};
 use postern_config::id::TrustDomain;
 use postern_config::revocation::Revocations;
 use postern_config::svid::{self, Anchor, Peer, Role, VerifyError};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::verify_tls13_signature;
-use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::{Failure, PROVIDER, Stream, WithPeerVerifier as _, algorithms, sha256, verify};
+use super::verify::{self, Judge};
+use super::{Failure, PROVIDER, Stream, WithPeerVerifier as _, algorithms, sha256};
 
 /// A connection to the control plane that proved itself by a pinned root, and the keying material that both ends share.
 pub struct PinnedConnection {
@@ -40,7 +39,7 @@ pub async fn connect(
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(internal)?
-        .dangerous_with(verifier)
+        .dangerous_with(verify::Adapter(verifier))
         .with_no_client_auth();
     config.resumption = rustls::client::Resumption::disabled();
     config.enable_sni = false;
@@ -62,8 +61,9 @@ struct PinnedVerifier {
     pins: Vec<Pin>,
 }
 
-impl PinnedVerifier {
-    fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Peer, VerifyError> {
+impl Judge for PinnedVerifier {
+    fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, VerifyError> {
+        let now = UnixTime::now();
         let pinned = chain.iter().find_map(|der| {
             let anchor = Anchor::new(der.clone().into_owned()).ok()?;
             self.pins.contains(&Pin(sha256(anchor.spki()))).then(|| der.clone().into_owned())
@@ -78,41 +78,5 @@ impl PinnedVerifier {
             return Err(VerifyError::WrongIdentity { presented: peer.id, expected });
         }
         Ok(peer)
-    }
-}
-
-impl ServerCertVerifier for PinnedVerifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let chain: Vec<_> = std::iter::once(leaf).chain(rest).cloned().collect();
-        verify::publish(self.verify(&chain, now)).map(|()| ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not spoken here".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &PROVIDER.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        PROVIDER.signature_verification_algorithms.supported_schemes()
     }
 }

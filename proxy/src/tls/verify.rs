@@ -53,7 +53,7 @@ impl<F: Future> Future for Capture<F> {
 /// Believes peers whose chain the SPIFFE verifier accepts against the live bundles, and, where one is expected, only
 /// that identity.
 #[derive(Debug)]
-pub struct PeerVerifier {
+pub(super) struct PeerVerifier {
     snapshots: Arc<Snapshots>,
     role: Role,
     expected: Option<SpiffeId>,
@@ -62,22 +62,21 @@ pub struct PeerVerifier {
 
 impl PeerVerifier {
     /// `role` is what the peer is.
-    pub fn new(snapshots: Arc<Snapshots>, role: Role, expected: Option<SpiffeId>) -> Self {
+    pub(super) fn new(snapshots: Arc<Snapshots>, role: Role, expected: Option<SpiffeId>) -> Self {
         Self { snapshots, role, expected, or_by_host_clock: false }
     }
 
     /// Accepts dates that are good by the host's clock although the proxy corrects that clock: for the control plane, which
     /// alone can say that the host is right again.
-    pub fn or_by_host_clock(self) -> Self {
+    pub(super) fn or_by_host_clock(self) -> Self {
         Self { or_by_host_clock: true, ..self }
     }
+}
 
-    fn verify(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> Result<Peer, VerifyError> {
-        let mut chain = Vec::with_capacity(1 + rest.len());
-        chain.push(CertificateDer::from(leaf.as_ref()));
-        chain.extend(rest.iter().map(|c| CertificateDer::from(c.as_ref())));
+impl Judge for PeerVerifier {
+    fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, VerifyError> {
         let trust = self.snapshots.trust.load();
-        let at = |now| svid::verify(&chain, &trust.bundles, &trust.revoked, self.role, now, algorithms());
+        let at = |now| svid::verify(chain, &trust.bundles, &trust.revoked, self.role, now, algorithms());
         let clock = &self.snapshots.clock;
         let peer = match at(clock.unix_time()) {
             Err(VerifyError::Expired { .. } | VerifyError::NotYetValid { .. })
@@ -94,17 +93,29 @@ impl PeerVerifier {
             _ => Ok(peer),
         }
     }
-
-    fn judge(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> Result<(), Error> {
-        publish(self.verify(leaf, rest))
-    }
 }
 
-/// Leaves a verifier's result for [`capture`] and turns it into rustls' terms.
-pub(super) fn publish(result: Result<Peer, VerifyError>) -> Result<(), Error> {
-    let answer = result.as_ref().map(|_| ()).map_err(to_rustls);
-    VERIFIED.set(Some(result));
-    answer
+/// Says whether a presented chain is believed.
+pub(super) trait Judge: std::fmt::Debug + Send + Sync {
+    /// Who the chain (leaf first) speaks for, or why nobody.
+    fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, VerifyError>;
+}
+
+/// A [`Judge`] as both of rustls' verifiers: for peers that connect and for peers that are connected to.
+#[derive(Debug)]
+pub(super) struct Adapter<J>(pub(super) J);
+
+impl<J: Judge> Adapter<J> {
+    /// Leaves the judge's result for [`capture`] and turns it into rustls' terms.
+    fn verify(&self, leaf: &CertificateDer<'_>, rest: &[CertificateDer<'_>]) -> Result<(), Error> {
+        let mut chain = Vec::with_capacity(1 + rest.len());
+        chain.push(CertificateDer::from(leaf.as_ref()));
+        chain.extend(rest.iter().map(|c| CertificateDer::from(c.as_ref())));
+        let result = self.0.judge(&chain);
+        let answer = result.as_ref().map(|_| ()).map_err(to_rustls);
+        VERIFIED.set(Some(result));
+        answer
+    }
 }
 
 /// The rustls error whose TLS alert tells the peer as much as RFC 8446 §6.2 lets it know.
@@ -127,12 +138,35 @@ fn to_rustls(why: &VerifyError) -> Error {
     Error::InvalidCertificate(certificate)
 }
 
-/// TLS 1.2 is not compiled in; should a future rustls ask, the answer is no.
-fn no_tls12() -> Error {
-    Error::General("TLS 1.2 is not spoken here".to_owned())
+/// What both verifier traits ask besides the chain: TLS 1.3 handshake signatures by our provider. TLS 1.2 is not compiled
+/// in; should a future rustls ask for it, the answer is no.
+macro_rules! handshake_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Err(Error::General("TLS 1.2 is not spoken here".to_owned()))
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, cert, dss, &PROVIDER.signature_verification_algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            PROVIDER.signature_verification_algorithms.supported_schemes()
+        }
+    };
 }
 
-impl ClientCertVerifier for PeerVerifier {
+impl<J: Judge> ClientCertVerifier for Adapter<J> {
     // Names of our roots would tell anyone who connects which trust domains are known here.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
@@ -144,33 +178,13 @@ impl ClientCertVerifier for PeerVerifier {
         rest: &[CertificateDer<'_>],
         _: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.judge(leaf, rest).map(|()| ClientCertVerified::assertion())
+        self.verify(leaf, rest).map(|()| ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &PROVIDER.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        PROVIDER.signature_verification_algorithms.supported_schemes()
-    }
+    handshake_signatures!();
 }
 
-impl ServerCertVerifier for PeerVerifier {
+impl<J: Judge> ServerCertVerifier for Adapter<J> {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -179,28 +193,8 @@ impl ServerCertVerifier for PeerVerifier {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.judge(leaf, rest).map(|()| ServerCertVerified::assertion())
+        self.verify(leaf, rest).map(|()| ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &PROVIDER.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        PROVIDER.signature_verification_algorithms.supported_schemes()
-    }
+    handshake_signatures!();
 }
