@@ -99,7 +99,7 @@ pub fn logs(log: &Log) -> Result<WorkerGuard, String> {
         // It would print to standard error that standard error cannot be written, and panic over that.
         .log_internal_errors(false);
     let installed = match log.format {
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_target(true).try_init(),
         LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
     };
     installed.map_err(|e| e.to_string())?;

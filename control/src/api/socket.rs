@@ -1,6 +1,8 @@
 //! The operators' door: a Unix socket with mode 0600 that asks the kernel who is on the other end.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,10 +32,26 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let (_held, short) = shortened(path)?;
+    let listener = UnixListener::bind(short)?;
     // The directory has mode 0700 already, so there is no moment at which others could connect.
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// A way to `path` that the system takes as a socket's address. That has room for 107 bytes only, and data directories may lie
+/// deep; through the open directory, which has to be held meanwhile, the way is short.
+pub fn shortened(path: &Path) -> io::Result<(Option<File>, PathBuf)> {
+    const ROOM: usize = 107;
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok((None, path.to_owned()));
+    };
+    if path.as_os_str().len() <= ROOM {
+        return Ok((None, path.to_owned()));
+    }
+    let held = File::open(directory)?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd())).join(name);
+    Ok((Some(held), short))
 }
 
 /// Serves operators until `shutdown`, then removes the socket.

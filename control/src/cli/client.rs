@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 use super::CliError;
 use crate::ADMIN_SOCKET;
 use crate::api::model::Refused;
+use crate::api::socket::shortened;
 
 /// The largest answer that is read, in bytes.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
@@ -88,7 +89,11 @@ impl Client {
 
     async fn connect(&self) -> Result<UnixStream, CliError> {
         let socket = self.data.join(ADMIN_SOCKET);
-        UnixStream::connect(&socket).await.map_err(|error| {
+        let connected = async {
+            let (_held, short) = shortened(&socket)?;
+            UnixStream::connect(short).await
+        };
+        connected.await.map_err(|error| {
             let (socket, data) = (socket.display(), self.data.display());
             CliError::Failed(match error.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {

@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 use crate::harness::{Control, TD, command};
 
@@ -27,6 +28,15 @@ fn the_socket_and_the_store_are_private() {
         assert_eq!(mode(file), 0o600, "{file}");
     }
     assert!(std::fs::metadata(control.data().join("admin.sock")).unwrap().file_type().is_socket());
+}
+
+#[test]
+fn a_data_directory_may_lie_deeper_than_a_sockets_address_is_long() {
+    let deep = tempfile::Builder::new().prefix(&"d".repeat(120)).tempdir().unwrap();
+    let control = Control::start_in(Arc::new(deep), &["--trust-domain", TD]);
+    assert!(control.data().as_os_str().len() > 107);
+    let output = control.cli(&["status"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]

@@ -1,16 +1,12 @@
 //! Clocks that are wrong: rows 84, 85 and 86 of the negative cases, with a preloaded clock under the real processes.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
-
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::support::{REQUEST, SOON};
 use postern_loadtest::app::App;
 use postern_loadtest::http;
 use postern_loadtest::mesh::{Mesh, SidecarOptions, until};
-use support::{REQUEST, SOON};
 
 /// Debian's `faketime` package.
 fn library() -> String {

@@ -1,13 +1,10 @@
 //! What operators get to see: OTLP to a collector, no harm from a dead one, labels that nobody can multiply.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
-mod support;
-
 use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::support::{REQUEST, SOON, let_pass, steady};
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
 };
@@ -23,7 +20,6 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 use postern_loadtest::app::App;
 use postern_loadtest::http;
 use postern_loadtest::mesh::Mesh;
-use support::{REQUEST, SOON, Traffic, let_pass};
 use tonic::{Request, Response, Status};
 
 /// A collector that passes on what it is sent.
@@ -114,14 +110,14 @@ fn a_dead_collector_slows_nothing() {
     let shop = mesh.options("shop").unwrap().inbound(app.address(), Some("shop"));
     let mut shop = mesh.server_with(shop.env("POSTERN_OTLP_ENDPOINT", &endpoint)).unwrap();
     let web = mesh.client("web", "shop").unwrap();
-    let traffic = Traffic::start(web.outbound(), 50);
+    let traffic = steady(web.outbound(), 50);
     let_pass(Duration::from_secs(8));
-    let tally = traffic.stop();
-    assert_eq!(tally.failures, Vec::<String>::new());
+    let tally = traffic.finish();
+    assert_eq!(tally.errors, Vec::<String>::new());
     // Log lines go on too: the export has a queue of its own.
     let logged = || shop.logs().iter().filter(|l| l["outcome"] == "completed").count() as u64;
     assert!(
-        postern_loadtest::mesh::until(SOON, || (logged() >= tally.sent).then_some(())).is_some(),
+        postern_loadtest::mesh::until(SOON, || (logged() >= tally.requests).then_some(())).is_some(),
         "{}",
         logged()
     );

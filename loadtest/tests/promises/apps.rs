@@ -1,18 +1,14 @@
 //! Unmodified programs talk through two sidecars as if nobody stood between them.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
-mod programs;
-
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crate::programs::{Server, program, run};
 use aws_lc_rs::digest::{Context, SHA256};
 use postern_loadtest::app::App;
 use postern_loadtest::mesh::{Mesh, Sidecar};
-use programs::{Server, program, run};
 
 const SOON: Duration = Duration::from_secs(10);
 const MIB: usize = 1 << 20;

@@ -1,18 +1,14 @@
 //! A control plane that is away disturbs no traffic while certificates are valid; after that, traffic is refused, and
 //! comes back by itself: row 89 of the negative cases, and the milestone's promise about SIGKILL.
 //!
-//! In full length: `POSTERN_FULL=1 cargo test --release -p postern-loadtest --test outage -- --nocapture`.
-
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
-mod support;
+//! In full length: `POSTERN_FULL=1 cargo test --release -p postern-loadtest --test promises -- --nocapture outage`.
 
 use std::time::Duration;
 
+use crate::support::{REQUEST, SOON, full, let_pass, steady};
 use postern_loadtest::app::App;
 use postern_loadtest::http;
 use postern_loadtest::mesh::{ControlOptions, Mesh};
-use support::{REQUEST, SOON, Traffic, full, let_pass};
 
 const OK: &[(&str, &str)] = &[("result", "ok")];
 
@@ -28,7 +24,7 @@ fn a_control_plane_killed_for_forty_percent_of_a_lifetime_fails_no_request() {
     let options = mesh.options("web").unwrap().outbound("shop").ttl(&ttl);
     let spent = options.join.clone().unwrap();
     let web = mesh.sidecar(options).unwrap();
-    let traffic = Traffic::start(web.outbound(), 20);
+    let traffic = steady(web.outbound(), 20);
     for moment in moments {
         let_pass(Duration::from_secs_f64(f64::from(life) * moment));
         let identities = mesh.control.json(&["identities"]).unwrap();
@@ -47,9 +43,9 @@ fn a_control_plane_killed_for_forty_percent_of_a_lifetime_fails_no_request() {
         let again = mesh.control.json(&["identities"]).unwrap();
         assert_eq!(ids(&identities), ids(&again), "nothing was lost");
     }
-    let tally = traffic.stop();
-    assert_eq!(tally.failures, Vec::<String>::new());
-    println!("{} requests through {} outages, 0 failed", tally.sent, if full() { 7 } else { 2 });
+    let tally = traffic.finish();
+    assert_eq!(tally.errors, Vec::<String>::new());
+    println!("{} requests through {} outages, 0 failed", tally.requests, if full() { 7 } else { 2 });
 
     let mut thief = mesh.options("thief").unwrap().outbound("shop");
     thief.join = Some(spent);

@@ -1,17 +1,13 @@
 //! What the control plane says takes hold at once, on open connections too; and where services are, and who may say so.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
-mod support;
-
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
+use crate::support::{REQUEST, SOON};
 use postern_loadtest::app::App;
 use postern_loadtest::http;
 use postern_loadtest::mesh::{Mesh, allow_only, until};
-use support::{REQUEST, SOON};
 
 /// An app that sends back what it gets, as long as its peer likes.
 fn echo() -> SocketAddr {

@@ -1,0 +1,20 @@
+//! The end-to-end promises, against real processes; one file each, one binary, so that they are linked once.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on has failed"
+)]
+
+mod apps;
+mod clock;
+mod demo;
+mod harness;
+mod outage;
+mod programs;
+mod push;
+mod readme;
+mod rotation;
+mod support;
+mod telemetry;
