@@ -7,7 +7,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use crate::telemetry::{Outcome, Record};
-use crate::tls::{Failure, Stream, received_alert};
+use crate::tls::{Failure, Stream};
 
 /// Sends small writes at once; a proxy must not add Nagle's delay.
 pub fn tune(tcp: &TcpStream) {
@@ -42,12 +42,6 @@ pub fn refused(record: &mut Record, failure: &Failure) -> Outcome {
 pub fn ended(end: io::Result<()>, tls: &Stream, plain: &TcpStream, record: &mut Record) -> Outcome {
     let Err(error) = end else { return Outcome::Completed };
     reset_both(tls, plain);
-    match received_alert(&error) {
-        // In TLS 1.3 the server's refusal of our certificate arrives here, after our side of the handshake.
-        Some(failure) => refused(record, &failure),
-        None => {
-            record.detail = Some(format!("broken off: {}", error.kind()));
-            Outcome::Broken
-        }
-    }
+    record.detail = Some(format!("broken off: {}", error.kind()));
+    Outcome::Broken
 }

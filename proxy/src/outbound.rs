@@ -1,5 +1,6 @@
 //! The app's own connections, out over mTLS: which endpoint, is it exactly the expected peer, then bytes.
 
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +13,7 @@ use crate::discover::Upstream;
 use crate::finish;
 use crate::relay::relay;
 use crate::telemetry::{Direction, Outcome, Record};
-use crate::tls::{Failure, Stream};
+use crate::tls::{Failure, Stream, received_alert};
 use crate::worker::open::{Counting, Open, Subject};
 use crate::worker::{Job, Worker};
 
@@ -145,6 +146,20 @@ async fn carry(
             finish::reset_both(&tls, &app);
             cause.into()
         }
-        end = relay(&mut app, &mut tls, &progress) => finish::ended(end, &tls, &app, record),
+        end = relay(&mut app, &mut tls, &progress) => match refusal(&end, open) {
+            Some(failure) => {
+                metrics.handshake_failed(Direction::Outbound, failure.reason);
+                finish::reset_both(&tls, &app);
+                finish::refused(record, &failure)
+            }
+            None => finish::ended(end, &tls, &app, record),
+        },
     }
+}
+
+/// The server's refusal of our certificate. In TLS 1.3 it arrives after our side of the handshake, in place of the first
+/// data; an alert behind data is something else.
+fn refusal(end: &io::Result<()>, open: &Open) -> Option<Failure> {
+    let (_, answered) = open.bytes();
+    end.as_ref().err().filter(|_| answered == 0).and_then(received_alert)
 }
