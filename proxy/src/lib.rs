@@ -198,7 +198,7 @@ async fn carry_traffic(
         connections: Connections::new(config.limits.connections),
         admission: Admission::new(config.limits.handshakes_in_progress, config.limits.handshakes_per_source),
         workers: handles,
-        metrics: Arc::clone(&shared.telemetry.metrics),
+        telemetry: shared.telemetry.clone(),
     };
     let stop = shutdown.clone();
     threads.push(on_thread("postern-accept", move || listen::run(listeners, acceptor, stop))?);

@@ -9,12 +9,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use postern_config::reason::Reason;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::unix::AsyncFd;
 use tokio_util::sync::CancellationToken;
 
+use crate::finish;
 use crate::os;
-use crate::telemetry::Metrics;
+use crate::telemetry::{Direction, Record, Telemetry};
+use crate::tls::Failure;
 use crate::worker::{Handle, Job, Route};
 
 pub mod admission;
@@ -61,8 +64,8 @@ pub struct Acceptor {
     pub admission: Admission,
     /// Where connections go.
     pub workers: Vec<Handle>,
-    /// Counters.
-    pub metrics: Arc<Metrics>,
+    /// Counters, and the records of those that are turned away.
+    pub telemetry: Telemetry,
 }
 
 /// Accepts on all listeners until `stop` is cancelled; then the sockets are closed.
@@ -111,7 +114,7 @@ async fn accept_all(socket: &AsyncFd<std::net::TcpListener>, route: &Arc<Route>,
             Err(e)
                 if matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
             Err(error) => {
-                acceptor.metrics.accept_errors.inc();
+                acceptor.telemetry.metrics.accept_errors.inc();
                 tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "cannot accept; pausing");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
@@ -132,22 +135,25 @@ async fn admit_waiting(acceptor: &Acceptor) {
 
 impl Acceptor {
     fn place(&self, job: Job) {
-        if !matches!(*job.route, Route::Inbound { .. }) {
-            return self.dispatch(job);
-        }
+        let Route::Inbound { app, .. } = &*job.route else { return self.dispatch(job) };
+        let app = Arc::clone(app);
         match self.admission.admit(job) {
             admission::Answer::Go(job) => self.dispatch(job),
             admission::Answer::Wait => {
-                self.metrics.handshakes_queued.inc();
+                self.telemetry.metrics.handshakes_queued.inc();
             }
-            admission::Answer::Refuse(job) => {
-                self.metrics.handshake_failed(
-                    crate::telemetry::Direction::Inbound,
-                    postern_config::reason::Reason::Overload,
-                );
-                drop(job);
-            }
+            admission::Answer::Refuse(job) => self.turn_away(&job, app),
         }
+    }
+
+    /// Leaves the same traces as any handshake that fails; the connection ends with its job.
+    fn turn_away(&self, job: &Job, app: Arc<str>) {
+        let failure = Failure::new(Reason::Overload, "too many handshakes are under way or wait");
+        let mut record = Record::new(Direction::Inbound, job.source, app);
+        record.outcome = finish::refused(&mut record, &failure);
+        record.duration = job.accepted.elapsed();
+        self.telemetry.metrics.handshake_failed(Direction::Inbound, failure.reason);
+        self.telemetry.finish(record);
     }
 
     /// To the worker that carries the fewest connections.
