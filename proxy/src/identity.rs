@@ -60,6 +60,14 @@ pub enum IdentityError {
     /// The cache cannot be trusted or written.
     #[error(transparent)]
     Cache(#[from] cache::CacheError),
+    /// The cache can be read, but peers would not believe what it holds.
+    #[error("identity cache {}: what it holds cannot be used ({why}); delete it and enroll anew", path.display())]
+    CacheUnusable {
+        /// The directory.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// What was issued cannot be used.
     #[error("the control plane's answer cannot be used: {0}")]
     Unusable(String),
@@ -200,6 +208,13 @@ impl Driver {
         let chain = self.issued.chain();
         let credentials = Credentials::new(chain, self.issued.key(), &trust.bundles, clock.unix_time())
             .map_err(|e| e.to_string())?;
+        if credentials.id().trust_domain() != self.trust_domain {
+            return Err(format!(
+                "the certificate is for {}, outside {}",
+                credentials.id(),
+                self.trust_domain
+            ));
+        }
         if let Some(earlier) = self.snapshots.credentials.load_full()
             && earlier.id() != credentials.id()
         {

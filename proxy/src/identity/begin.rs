@@ -44,9 +44,11 @@ impl Driver {
         let cache = setup.config.identity.cache.as_deref().map(Cache::open).transpose()?;
         let cached = cache.as_ref().map(Cache::read).transpose()?.flatten();
         let mut spent_token = None;
+        let mut resumed_from = None;
         let (address, trust_domain, issued, restored) = match cached {
             Some(cached) if !cached.is_expired(setup.snapshots.clock.now()) => {
                 tracing::info!("resuming with the cached identity");
+                resumed_from.clone_from(&setup.config.identity.cache);
                 (cached.address, cached.trust_domain, cached.issued, cached.state)
             }
             other => {
@@ -84,8 +86,11 @@ impl Driver {
             failures: 0,
             spent_token,
         };
-        driver.apply(&restored).map_err(IdentityError::Unusable)?;
-        driver.publish_identity().map_err(IdentityError::Unusable)?;
+        let begun = driver.apply(&restored).and_then(|()| driver.publish_identity());
+        begun.map_err(|why| match resumed_from {
+            Some(path) => IdentityError::CacheUnusable { path, why },
+            None => IdentityError::Unusable(why),
+        })?;
         Ok(driver)
     }
 }
