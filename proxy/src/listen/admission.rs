@@ -2,7 +2,8 @@
 //!
 //! A peer that connects and stays silent holds a handshake until its deadline. The share keeps one source's silent
 //! connections from holding them all; what exceeds it waits in line without costing a handshake, and when one source
-//! fills its part of the line too, it is refused.
+//! fills its part of the line too, it is refused. A handshake that becomes free goes to the source that holds the fewest:
+//! several silent sources may hold them all, but an honest newcomer gets the next one.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -85,13 +86,20 @@ struct Total {
 #[derive(Debug, Default)]
 struct State {
     sources: HashMap<IpAddr, Source>,
-    line: VecDeque<Job>,
+    /// How many jobs wait, over all sources.
+    waiting: usize,
 }
 
 #[derive(Debug, Default)]
 struct Source {
     open: Arc<AtomicUsize>,
-    waiting: usize,
+    line: VecDeque<Job>,
+}
+
+impl Source {
+    fn open(&self) -> usize {
+        self.open.load(Ordering::Acquire)
+    }
 }
 
 /// One handshake in progress.
@@ -135,23 +143,23 @@ impl Admission {
         let mut state = self.state.borrow_mut();
         let source = source_of(job.source.ip());
         if state.sources.len() >= FORGET_AT {
-            state.sources.retain(|_, s| s.waiting > 0 || s.open.load(Ordering::Acquire) > 0);
+            state.sources.retain(|_, s| !s.line.is_empty() || s.open() > 0);
         }
-        let line_is_full = state.line.len() >= LINE;
+        let line_is_full = state.waiting >= LINE;
         let of_source = state.sources.entry(source).or_default();
-        // Whoever stands in line goes first, or a steady stream of newcomers would starve it.
-        if of_source.waiting == 0
+        // Whoever of this source stands in line goes first.
+        if of_source.line.is_empty()
             && let Some(slot) = self.take(of_source)
         {
             job.handshake = Some(slot);
             return Answer::Go(job);
         }
-        if line_is_full || of_source.waiting >= self.share * LINE_PER_SHARE {
+        if line_is_full || of_source.line.len() >= self.share * LINE_PER_SHARE {
             return Answer::Refuse(job);
         }
-        of_source.waiting += 1;
-        state.line.push_back(job);
-        self.total.waiting.store(state.line.len(), Ordering::Release);
+        of_source.line.push_back(job);
+        state.waiting += 1;
+        self.total.waiting.store(state.waiting, Ordering::Release);
         // A handshake may have ended between the look and the store.
         self.total.ended.notify_one();
         Answer::Wait
@@ -162,31 +170,27 @@ impl Admission {
         self.total.ended.notified().await;
     }
 
-    /// The jobs of the line that may begin now, each with its slot.
+    /// The jobs that may begin now, each with its slot; the source that holds the fewest handshakes comes first.
     pub fn admit_waiting(&self) -> Vec<Job> {
         let state = &mut *self.state.borrow_mut();
         let mut ready = Vec::new();
-        let mut still = VecDeque::with_capacity(state.line.len());
-        for mut job in state.line.drain(..) {
-            let of_source = state.sources.entry(source_of(job.source.ip())).or_default();
-            match self.take(of_source) {
-                Some(slot) => {
-                    of_source.waiting = of_source.waiting.saturating_sub(1);
-                    job.handshake = Some(slot);
-                    ready.push(job);
-                }
-                None => still.push_back(job),
-            }
+        while self.total.open.load(Ordering::Acquire) < self.limit {
+            let waiting = state.sources.values_mut().filter(|s| !s.line.is_empty());
+            let Some(of_source) = waiting.min_by_key(|s| s.open()) else { break };
+            // The fewest are still a full share: everybody who waits holds one.
+            let Some(slot) = self.take(of_source) else { break };
+            let Some(mut job) = of_source.line.pop_front() else { break };
+            state.waiting -= 1;
+            job.handshake = Some(slot);
+            ready.push(job);
         }
-        state.line = still;
-        self.total.waiting.store(state.line.len(), Ordering::Release);
+        self.total.waiting.store(state.waiting, Ordering::Release);
         ready
     }
 
     /// A slot, if both bounds leave one. Only the acceptor's thread takes, so the two counts cannot race upward.
     fn take(&self, source: &Source) -> Option<HandshakeSlot> {
-        let full = self.total.open.load(Ordering::Acquire) >= self.limit
-            || source.open.load(Ordering::Acquire) >= self.share;
+        let full = self.total.open.load(Ordering::Acquire) >= self.limit || source.open() >= self.share;
         if full {
             return None;
         }
@@ -201,5 +205,80 @@ fn source_of(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
         v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::time::Instant;
+
+    use super::*;
+    use crate::worker::Route;
+
+    /// A job from `source`; its socket is real and goes nowhere.
+    fn job(connections: &Connections, listener: &TcpListener, source: [u8; 4]) -> Job {
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        drop(listener.accept().unwrap());
+        connections.0.used.fetch_add(1, Ordering::AcqRel);
+        Job {
+            tcp,
+            source: SocketAddr::from((source, 1)),
+            route: Arc::new(Route::Service("s".into())),
+            accepted: Instant::now(),
+            connection: ConnectionSlot(Arc::clone(&connections.0)),
+            handshake: None,
+        }
+    }
+
+    #[test]
+    fn a_newcomer_gets_the_next_free_handshake_although_silent_sources_hold_them_all() {
+        let (connections, listener) = (Connections::new(1000), TcpListener::bind("127.0.0.1:0").unwrap());
+        let admission = Admission::new(8, 2);
+        let mut held = Vec::new();
+        for source in 0..4 {
+            for n in 0..2 * 8 {
+                match admission.admit(job(&connections, &listener, [10, 0, 0, source])) {
+                    Answer::Go(job) => held.push(job),
+                    Answer::Wait => assert!(n >= 2, "within its share"),
+                    Answer::Refuse(_) => panic!("the line has room"),
+                }
+            }
+        }
+        assert_eq!(held.len(), 8, "four sources hold all");
+        let honest = job(&connections, &listener, [10, 0, 9, 9]);
+        assert!(matches!(admission.admit(honest), Answer::Wait));
+        assert!(admission.admit_waiting().is_empty());
+        drop(held.pop());
+        let next = admission.admit_waiting();
+        assert_eq!(next.len(), 1);
+        assert_eq!(next[0].source.ip().to_string(), "10.0.9.9");
+    }
+
+    #[test]
+    fn one_sources_part_of_the_line_ends_and_everything_is_given_back() {
+        let (connections, listener) = (Connections::new(1000), TcpListener::bind("127.0.0.1:0").unwrap());
+        let admission = Admission::new(8, 1);
+        let answers: Vec<_> =
+            (0..12).map(|_| admission.admit(job(&connections, &listener, [10, 0, 0, 1]))).collect();
+        let refused = answers.iter().filter(|a| matches!(a, Answer::Refuse(_))).count();
+        assert_eq!(refused, 12 - 1 - LINE_PER_SHARE);
+        drop(answers);
+        let mut served = 0;
+        while let Some(job) = admission.admit_waiting().pop() {
+            served += 1;
+            drop(job);
+        }
+        assert_eq!(served, LINE_PER_SHARE);
+        assert_eq!(connections.0.used.load(Ordering::Acquire), 0);
+        assert_eq!(admission.total.open.load(Ordering::Acquire), 0);
+    }
+
+    #[test]
+    fn one_ipv6_network_is_one_source_and_a_mapped_address_is_its_ipv4() {
+        let of = |ip: &str| source_of(ip.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
     }
 }
