@@ -37,13 +37,22 @@ where
 {
     let mut up = Flow::default();
     let mut down = Flow::default();
+    let mut up_first = false;
     poll_fn(|cx| {
         if progress.shrink() {
             up.shrink();
             down.shrink();
         }
-        let up_done = up.poll(cx, a, b, |n| progress.moved(n, 0))?;
-        let down_done = down.poll(cx, b, a, |n| progress.moved(0, n))?;
+        // By turns: a busy direction uses up all that tokio grants a task before it must pause.
+        up_first = !up_first;
+        let (up_done, down_done);
+        if up_first {
+            up_done = up.poll(cx, a, b, |n| progress.moved(n, 0))?;
+            down_done = down.poll(cx, b, a, |n| progress.moved(0, n))?;
+        } else {
+            down_done = down.poll(cx, b, a, |n| progress.moved(0, n))?;
+            up_done = up.poll(cx, a, b, |n| progress.moved(n, 0))?;
+        }
         match (up_done, down_done) {
             (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
             _ => Poll::Pending,

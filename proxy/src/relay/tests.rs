@@ -116,3 +116,44 @@ fn buffers_grow_with_traffic_and_go_when_idle() {
     flow.shrink();
     assert_eq!((flow.buffer.capacity(), flow.wanted), (0, SMALL));
 }
+
+/// Two streams that are never at a loss: each read brings bytes and each write takes them.
+struct Endless;
+
+impl AsyncRead for Endless {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // As sockets do: tokio makes a task that works on and on pause here.
+        ready!(tokio::task::coop::poll_proceed(cx)).made_progress();
+        buf.advance(buf.remaining());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Endless {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_busy_direction_leaves_room_for_the_other() {
+    let count = Count::default();
+    let mut turns = 0;
+    let relaying = async { relay(&mut Endless, &mut Endless, &count).await };
+    tokio::pin!(relaying);
+    poll_fn(|cx| {
+        turns += 1;
+        assert!(relaying.as_mut().poll(cx).is_pending(), "there is no end to this");
+        if turns == 4 { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    assert!(count.up.get() > 0 && count.down.get() > 0, "{} up, {} down", count.up.get(), count.down.get());
+}
