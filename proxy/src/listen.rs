@@ -21,6 +21,8 @@ use crate::tls::Failure;
 use crate::worker::{Handle, Job, Route};
 
 pub mod admission;
+#[cfg(test)]
+mod tests;
 
 use admission::{Admission, Connections};
 
@@ -95,6 +97,8 @@ pub async fn run(listeners: Vec<Listener>, acceptor: Acceptor, stop: Cancellatio
 async fn accept_all(socket: &AsyncFd<std::net::TcpListener>, route: &Arc<Route>, acceptor: &Acceptor) {
     let mut pause = FIRST_PAUSE;
     loop {
+        // Under a flood none of the waits below ever waits: the stop, the line and the other listeners need their turn.
+        tokio::task::consume_budget().await;
         // Readable first: a listener on which nobody calls must not sit on a slot.
         let Ok(mut readable) = socket.readable().await else { return };
         let connection = acceptor.connections.free().await;

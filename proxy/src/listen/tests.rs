@@ -1,0 +1,54 @@
+//! The acceptor under a flood.
+
+use std::future::poll_fn;
+use std::net::TcpStream;
+use std::task::Poll;
+
+use postern_config::file::proxy::Limits;
+use tokio::task::LocalSet;
+
+use super::*;
+use crate::snapshot::Snapshots;
+use crate::telemetry::{self, Metrics};
+
+fn acceptor() -> Acceptor {
+    let metrics = Arc::new(Metrics::new(&Arc::new(Snapshots::default()), &Limits::default()));
+    let (telemetry, _) = telemetry::start(metrics, None).unwrap();
+    Acceptor {
+        connections: Connections::new(10_000),
+        admission: Admission::new(256, 64),
+        workers: Vec::new(),
+        telemetry,
+    }
+}
+
+/// SIGTERM, the line of those that wait, and the other listeners all need their turn on this thread.
+#[test]
+fn a_flood_on_one_listener_does_not_keep_the_thread_to_itself() {
+    let listener = Listener::bind(([127, 0, 0, 1], 0).into(), Route::Service("none".into())).unwrap();
+    let address = listener.address().unwrap();
+    let flood: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    flood.iter().for_each(|s| s.set_nonblocking(true).unwrap());
+    // Without a worker, what was accepted is closed at once.
+    let accepted = || {
+        flood
+            .iter()
+            .filter(|s| !matches!(s.peek(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock))
+            .count()
+    };
+    LocalSet::new().block_on(&runtime, async {
+        let socket = os::watch_listener(listener.socket).unwrap();
+        socket.readable().await.unwrap().retain_ready();
+        let acceptor = acceptor();
+        let accepting = accept_all(&socket, &listener.route, &acceptor);
+        tokio::pin!(accepting);
+        poll_fn(|cx| {
+            assert!(accepting.as_mut().poll(cx).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        let first_turn = accepted();
+        assert!((1..flood.len()).contains(&first_turn), "{first_turn} accepted without a pause");
+    });
+}
