@@ -15,6 +15,8 @@ mod histogram;
 pub mod metrics;
 mod otlp;
 mod record;
+#[cfg(test)]
+mod tests;
 
 pub use metrics::{Direction, Metrics};
 pub use record::{Outcome, Record};
@@ -83,7 +85,15 @@ async fn write(mut records: mpsc::Receiver<Record>, metrics: Arc<Metrics>, endpo
         }
     }
     if let Some(export) = export {
-        export.stop();
+        // From a thread of its own: the last export is driven by this runtime, which must not stand still meanwhile.
+        let (ended, end) = tokio::sync::oneshot::channel::<()>();
+        let stopping = std::thread::Builder::new().name("postern-otlp-end".to_owned()).spawn(move || {
+            export.stop();
+            drop(ended);
+        });
+        if stopping.is_ok() {
+            let _ = end.await;
+        }
     }
 }
 
