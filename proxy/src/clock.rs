@@ -112,7 +112,7 @@ impl Steps {
 
     /// The control plane says what time it is: where it agrees with the host, no correction is needed.
     pub fn confirm(&mut self, sample: Sample, server_ms: i64) {
-        if (sample.host_ms - server_ms).abs() < JUMP_MS {
+        if sample.host_ms.saturating_sub(server_ms).saturating_abs() < JUMP_MS {
             self.correction_ms = 0;
         }
     }
@@ -155,6 +155,17 @@ mod tests {
         assert_eq!(steps.correction_ms(), DAY);
         steps.observe(at(11 * DAY, 0));
         assert_eq!(steps.correction_ms(), 0);
+    }
+
+    #[test]
+    fn a_server_time_beyond_all_measure_confirms_nothing() {
+        let mut steps = Steps::default();
+        steps.observe(at(10 * DAY, 0));
+        steps.observe(at(9 * DAY, 0));
+        for server_ms in [i64::MIN, i64::MAX] {
+            steps.confirm(at(9 * DAY, 0), server_ms);
+            assert_eq!(steps.correction_ms(), DAY);
+        }
     }
 
     #[test]
