@@ -5,9 +5,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use postern_config::svid::Peer;
 use tokio::net::TcpStream;
-use tokio::time::timeout_at;
+use tokio::time::{timeout, timeout_at};
 
 use crate::finish;
 use crate::relay::relay;
@@ -22,21 +21,22 @@ pub async fn serve(worker: &Worker, open: &Open, job: Job, app: &Arc<str>, app_p
     let gauge = worker.shared.telemetry.metrics.open(Direction::Inbound);
     gauge.inc();
     let accepted = job.accepted;
-    let source = job.source;
     let _held = job.connection;
-    let secured = secure(worker, job.tcp, accepted).await;
+    let handshake = secure(worker, open, job.tcp, job.source, app_port, accepted);
+    let secured = open.unless_closed(handshake).await;
     drop(job.handshake);
     record.outcome = match secured {
-        Err(failure) => {
+        Err(cause) => cause.into(),
+        Ok(Err(failure)) => {
             worker.shared.telemetry.metrics.handshake_failed(Direction::Inbound, failure.reason);
             finish::refused(&mut record, &failure)
         }
-        Ok((tls, peer)) => {
+        Ok(Ok((tls, subject))) => {
             let took = accepted.elapsed();
             worker.shared.telemetry.metrics.handshake_ok(Direction::Inbound, took);
             record.handshake = Some(took);
-            record.peer = Some(peer.id.clone());
-            admit(worker, open, tls, peer, source, app, app_port, &mut record).await
+            record.peer = Some(subject.peer.id.clone());
+            admit(worker, open, tls, &subject, app, &mut record).await
         }
     };
     (record.bytes_up, record.bytes_down) = open.bytes();
@@ -45,49 +45,47 @@ pub async fn serve(worker: &Worker, open: &Open, job: Job, app: &Arc<str>, app_p
     worker.shared.telemetry.finish(record);
 }
 
-/// The handshake, under its deadline.
+/// The handshake, under its deadline; whom it proves is registered with the facts that policy is asked about.
 async fn secure(
     worker: &Worker,
+    open: &Open,
     tcp: std::net::TcpStream,
+    source: SocketAddr,
+    destination_port: u16,
     accepted: Instant,
-) -> Result<(Stream, Peer), Failure> {
+) -> Result<(Stream, Rc<Subject>), Failure> {
     if worker.shared.snapshots.usable_credentials().is_none() {
         return Err(Failure::no_identity());
     }
     let tcp = TcpStream::from_std(tcp).map_err(|_| Failure::internal("the socket cannot be registered"))?;
     let deadline = accepted + worker.shared.limits.handshake_timeout.as_duration();
-    match timeout_at(deadline.into(), worker.shared.tls.accept(tcp)).await {
-        Ok(result) => result,
-        Err(_) => Err(Failure::timeout()),
-    }
+    let local = tcp.local_addr().map_err(|_| Failure::internal("the socket does not know its address"))?;
+    let facts = Facts { source_ip: source.ip(), destination_ip: local.ip(), destination_port };
+    let accepting = timeout_at(deadline.into(), worker.shared.tls.accept(tcp)).await;
+    let (tls, peer) = accepting.unwrap_or_else(|_| Err(Failure::timeout()))?;
+    let subject = Rc::new(Subject { peer, facts: Some(facts) });
+    worker.prove(open, &subject).inspect_err(|_| finish::reset_tls(&tls))?;
+    Ok((tls, subject))
 }
 
-/// Registers the connection, asks policy about it, and relays. Registered first: a push between the two would otherwise
-/// miss it.
-#[expect(clippy::too_many_arguments, reason = "the facts of one connection, each named")]
+/// Asks policy about a connection that is registered, and relays. Registered first: a push between the two would
+/// otherwise miss it.
 async fn admit(
     worker: &Worker,
     open: &Open,
     mut tls: Stream,
-    peer: Peer,
-    source: SocketAddr,
+    subject: &Subject,
     app: &str,
-    app_port: u16,
     record: &mut Record,
 ) -> Outcome {
-    let local_ip = tls.get_ref().0.local_addr().map_or(source.ip(), |a| a.ip());
-    let facts = Facts { source_ip: source.ip(), destination_ip: local_ip, destination_port: app_port };
-    let question = facts.clone();
-    let id = peer.id.clone();
-    open.prove(Rc::new(Subject { peer, facts: Some(facts) }));
     let policy = worker.shared.snapshots.policy.load_full();
-    let Some(policy) = policy else {
+    let (Some(policy), Some(facts)) = (policy, &subject.facts) else {
         finish::reset_tls(&tls);
         record.denial = Some(ulid::Ulid::new().to_string());
         record.detail = Some("no policy is held yet".to_owned());
         return Outcome::Denied;
     };
-    let verdict = policy.decide(&question.of(&id));
+    let verdict = policy.decide(&facts.of(&subject.peer.id));
     record.policy = policy.decider(&verdict);
     record.audit = policy.auditor(&verdict);
     if !verdict.allow {
@@ -96,20 +94,23 @@ async fn admit(
         record.detail = Some(policy.policy().explain(&verdict));
         return Outcome::Denied;
     }
-    let connect = TcpStream::connect(app);
-    let mut plain =
-        match tokio::time::timeout(worker.shared.limits.connect_timeout.as_duration(), connect).await {
-            Ok(Ok(plain)) => plain,
-            failed => {
-                finish::reset_tls(&tls);
-                let why = failed.map_or_else(
-                    |_| "timed out".to_owned(),
-                    |r| r.map_or_else(|e| e.to_string(), |_| String::new()),
-                );
-                record.detail = Some(format!("the app at {app} does not answer: {why}"));
-                return Outcome::AppUnreachable;
-            }
-        };
+    let connect = timeout(worker.shared.limits.connect_timeout.as_duration(), TcpStream::connect(app));
+    let mut plain = match open.unless_closed(connect).await {
+        Ok(Ok(Ok(plain))) => plain,
+        Ok(failed) => {
+            finish::reset_tls(&tls);
+            let why = failed.map_or_else(
+                |_| "timed out".to_owned(),
+                |r| r.map_or_else(|e| e.to_string(), |_| String::new()),
+            );
+            record.detail = Some(format!("the app at {app} does not answer: {why}"));
+            return Outcome::AppUnreachable;
+        }
+        Err(cause) => {
+            finish::reset_tls(&tls);
+            return cause.into();
+        }
+    };
     finish::tune(&plain);
     let metrics = &worker.shared.telemetry.metrics;
     let progress = Counting { open, counters: metrics.bytes(Direction::Inbound) };

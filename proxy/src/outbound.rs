@@ -5,7 +5,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use postern_config::svid::Peer;
 use tokio::net::TcpStream;
 use tokio::time::{timeout, timeout_at};
 
@@ -35,17 +34,20 @@ pub async fn serve(
     let _held = job.connection;
     record.outcome = match TcpStream::from_std(job.tcp) {
         Err(_) => finish::refused(&mut record, &Failure::internal("the socket cannot be registered")),
-        Ok(app) => match connect(worker, upstream.as_deref(), &mut record).await {
-            Err(outcome) => {
-                finish::reset(&app);
-                outcome
+        Ok(app) => {
+            let connecting = connect(worker, open, upstream.as_deref(), &mut record);
+            match open.unless_closed(connecting).await.unwrap_or_else(|cause| Err(cause.into())) {
+                Err(outcome) => {
+                    finish::reset(&app);
+                    outcome
+                }
+                Ok((tls, endpoint)) => {
+                    let outcome = carry(worker, open, app, tls, &mut record).await;
+                    worker.balance.borrow_mut().closed(&endpoint);
+                    outcome
+                }
             }
-            Ok((tls, peer, endpoint)) => {
-                let outcome = carry(worker, open, app, tls, peer, &mut record).await;
-                worker.balance.borrow_mut().closed(&endpoint);
-                outcome
-            }
-        },
+        }
     };
     (record.bytes_up, record.bytes_down) = open.bytes();
     record.duration = accepted.elapsed();
@@ -56,9 +58,10 @@ pub async fn serve(
 /// Finds an endpoint that answers and proves the expected identity; skips those that do not.
 async fn connect(
     worker: &Worker,
+    open: &Open,
     upstream: Option<&Upstream>,
     record: &mut Record,
-) -> Result<(Stream, Peer, Arc<str>), Outcome> {
+) -> Result<(Stream, Arc<str>), Outcome> {
     let Some(upstream) = upstream else {
         record.detail = Some("the control plane knows no service of this name".to_owned());
         return Err(Outcome::NoEndpoint);
@@ -72,16 +75,24 @@ async fn connect(
             .pick(&upstream.endpoints, &tried, worker.uptime(), rand::random())
             .cloned();
         let Some(endpoint) = picked else { break };
+        if worker.shared.snapshots.usable_credentials().is_none() {
+            // No endpoint is to blame.
+            let failure = Failure::no_identity();
+            worker.shared.telemetry.metrics.handshake_failed(Direction::Outbound, failure.reason);
+            return Err(finish::refused(record, &failure));
+        }
         record.target = Arc::clone(&endpoint);
         let begun = Instant::now();
-        match secure(worker, upstream, &endpoint).await {
-            Ok((tls, peer)) => {
+        match secure(worker, open, upstream, &endpoint).await {
+            Ok((tls, subject)) => {
                 let took = begun.elapsed();
                 worker.shared.telemetry.metrics.handshake_ok(Direction::Outbound, took);
                 worker.balance.borrow_mut().opened(&endpoint);
                 record.handshake = Some(took);
-                record.peer = Some(peer.id.clone());
-                return Ok((tls, peer, endpoint));
+                record.peer = Some(subject.peer.id.clone());
+                // What an endpoint before this one failed by is in the metrics; this connection did not.
+                (record.reason, record.detail) = (None, None);
+                return Ok((tls, endpoint));
             }
             Err(Unreachable(why)) => {
                 record.detail = Some(format!("{endpoint}: {why}"));
@@ -110,10 +121,12 @@ enum Miss {
 }
 use Miss::{Refused, Unreachable};
 
-async fn secure(worker: &Worker, upstream: &Upstream, endpoint: &str) -> Result<(Stream, Peer), Miss> {
-    if worker.shared.snapshots.usable_credentials().is_none() {
-        return Err(Refused(Failure::no_identity()));
-    }
+async fn secure(
+    worker: &Worker,
+    open: &Open,
+    upstream: &Upstream,
+    endpoint: &str,
+) -> Result<(Stream, Rc<Subject>), Miss> {
     let limits = &worker.shared.limits;
     let tcp = match timeout(limits.connect_timeout.as_duration(), TcpStream::connect(endpoint)).await {
         Ok(Ok(tcp)) => tcp,
@@ -123,10 +136,11 @@ async fn secure(worker: &Worker, upstream: &Upstream, endpoint: &str) -> Result<
     finish::tune(&tcp);
     let peer_ip = tcp.peer_addr().map_err(|e| Unreachable(e.to_string()))?.ip();
     let deadline = Instant::now() + limits.handshake_timeout.as_duration();
-    match timeout_at(deadline.into(), upstream.connector.connect(peer_ip, tcp)).await {
-        Ok(result) => result.map_err(Refused),
-        Err(_) => Err(Refused(Failure::timeout())),
-    }
+    let connecting = timeout_at(deadline.into(), upstream.connector.connect(peer_ip, tcp)).await;
+    let (tls, peer) = connecting.unwrap_or_else(|_| Err(Failure::timeout())).map_err(Refused)?;
+    let subject = Rc::new(Subject { peer, facts: None });
+    worker.prove(open, &subject).map_err(Refused)?;
+    Ok((tls, subject))
 }
 
 async fn carry(
@@ -134,10 +148,8 @@ async fn carry(
     open: &Open,
     mut app: TcpStream,
     mut tls: Stream,
-    peer: Peer,
     record: &mut Record,
 ) -> Outcome {
-    open.prove(Rc::new(Subject { peer, facts: None }));
     let metrics = &worker.shared.telemetry.metrics;
     let progress = Counting { open, counters: metrics.bytes(Direction::Outbound) };
     tokio::select! {

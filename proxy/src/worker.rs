@@ -18,11 +18,13 @@ use crate::discover::balance::Balance;
 use crate::listen::admission::{ConnectionSlot, HandshakeSlot};
 use crate::snapshot::Snapshots;
 use crate::telemetry::Telemetry;
-use crate::tls::Tls;
+use crate::tls::{Failure, Tls};
 
 pub mod open;
+#[cfg(test)]
+mod tests;
 
-use open::{Cause, Registry};
+use open::{Cause, Open, Registry, Subject};
 
 /// How often a worker looks after its open connections: expiry and idleness are noticed within this time.
 const TICK: Duration = Duration::from_secs(1);
@@ -85,6 +87,18 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// Names the peer of an open connection, then asks about it once more. Its certificate was verified when it came, and
+    /// how long the handshake went on from there was the peer's choice: what was pushed meanwhile has passed it by.
+    pub fn prove(&self, open: &Open, subject: &Rc<Subject>) -> Result<(), Failure> {
+        open.prove(Rc::clone(subject));
+        let trust = self.shared.snapshots.trust.load();
+        let now = self.shared.snapshots.clock.now();
+        subject.peer.recheck(&trust.bundles, &trust.revoked, now).map_err(|why| {
+            open.forget_peer();
+            Failure::from(why)
+        })
+    }
+
     /// Time since this worker's start, for [`Balance`].
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()

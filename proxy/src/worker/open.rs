@@ -172,11 +172,12 @@ impl Registry {
         });
     }
 
-    /// Ends what has been idle for `limit`; has quiet connections give their buffers back.
+    /// Ends what has been idle for `limit`; has quiet connections give their buffers back. What has no peer yet is still in
+    /// its handshake, which has a deadline of its own.
     pub fn age(&self, limit: Duration) {
         self.each(|inner| {
             let idle = inner.active.get().elapsed();
-            if idle >= limit {
+            if idle >= limit && inner.subject.borrow().is_some() {
                 inner.close(Cause::IdleTimeout);
             } else if idle >= QUIET && idle < QUIET * 2 {
                 inner.shrink.set(true);
@@ -196,6 +197,12 @@ impl Open {
     /// Names the peer, now that it is proven; from here on the connection is judged with the others.
     pub fn prove(&self, subject: Rc<Subject>) {
         *self.inner.subject.borrow_mut() = Some(subject);
+        self.inner.active.set(Instant::now());
+    }
+
+    /// Takes that back: this peer is not the one that the connection goes on with.
+    pub fn forget_peer(&self) {
+        *self.inner.subject.borrow_mut() = None;
     }
 
     /// Ends when somebody wants this connection closed.
@@ -211,6 +218,15 @@ impl Open {
             Poll::Pending
         })
         .await
+    }
+
+    /// Does `work`, unless somebody wants this connection closed before it is done; that wish goes first.
+    pub async fn unless_closed<F: Future>(&self, work: F) -> Result<F::Output, Cause> {
+        tokio::select! {
+            biased;
+            cause = self.closed() => Err(cause),
+            done = work => Ok(done),
+        }
     }
 
     /// Bytes relayed so far: (up, down).
