@@ -25,6 +25,8 @@ pub mod control;
 pub mod join;
 mod key;
 pub mod renewal;
+#[cfg(test)]
+mod tests;
 
 pub use begin::Setup;
 
@@ -95,8 +97,15 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Renews, watches and reconnects until `stop` is cancelled.
-    pub async fn run(mut self, stop: CancellationToken) {
+    /// Renews, watches and reconnects until `stop` is cancelled, which waits for no answer.
+    pub async fn run(self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.go_on() => {}
+        }
+    }
+
+    async fn go_on(mut self) {
         let mut session: Option<Session> = None;
         let mut retry_at = Instant::now();
         let mut tick = tokio::time::interval(TICK);
@@ -105,7 +114,6 @@ impl Driver {
             let renew_in = self.schedule.wait(self.snapshots.clock.now_ms());
             let due = Instant::now() + renew_in;
             tokio::select! {
-                () = stop.cancelled() => break,
                 _ = tick.tick() => {
                     if self.watch_clock() {
                         retry_at = Instant::now();
@@ -119,13 +127,15 @@ impl Driver {
                     }
                 },
                 () = tokio::time::sleep_until(due.max(retry_at)), if session.is_some() => {
-                    // The next session is opened with the new certificate.
-                    retry_at = match session.take() {
-                        Some(mut open) => match self.renew(&mut open.connection).await {
-                            Ok(()) => Instant::now(),
-                            Err(error) => Instant::now() + self.failed(&error, true),
-                        },
-                        None => Instant::now(),
+                    let Some(mut open) = session.take() else { continue };
+                    retry_at = match self.renew(&mut open.connection).await {
+                        // The next session is opened with the new certificate.
+                        Ok(()) => Instant::now(),
+                        Err(error) => {
+                            // Whoever is not renewed must hear of policies and revocations all the same.
+                            session = Some(open).filter(|_| error.leaves_the_stream());
+                            Instant::now() + self.failed(&error, true)
+                        }
                     };
                 }
                 () = tokio::time::sleep_until(retry_at), if session.is_none() => {
@@ -185,8 +195,11 @@ impl Driver {
         if let Err(why) = &result {
             tracing::error!(generation = message.generation, %why, "a push was refused; the last good state stays");
         }
-        let Some(session) = session else { return };
-        session.acknowledge(message.generation, result.err().unwrap_or_default()).await;
+        let Some(open) = session else { return };
+        if let Err(error) = open.acknowledge(message.generation, result.err().unwrap_or_default()).await {
+            tracing::warn!(%error, "the control plane takes no acknowledgements; connecting anew");
+            *session = None;
+        }
     }
 
     /// Puts a push in force, as a whole or not at all.
@@ -317,15 +330,33 @@ impl Driver {
         if self.spent_token.as_ref() == Some(&join.token_id) || join.trust_domain != self.trust_domain {
             return;
         }
-        self.spent_token = Some(join.token_id.clone());
-        let answer = match control::enroll(&self.address, &join, ttl_ms(&self.config), instance()).await {
+        let answer = control::enroll(&self.address, &join, ttl_ms(&self.config), instance()).await;
+        if matches!(answer, Ok(_) | Err(ControlError::Refused(_))) {
+            // Only an answer spends a token: it may have been written while the control plane was still away.
+            self.spent_token = Some(join.token_id.clone());
+        }
+        let answer = match answer {
             Ok(answer) => answer,
             Err(error) => return tracing::error!(%error, "the new join token brought no identity"),
         };
         self.note_time(answer.server_time_ms);
-        self.issued = answer.issued;
+        self.take_own_bundle(answer.bundle);
+        let earlier = std::mem::replace(&mut self.issued, answer.issued);
         if let Err(why) = self.publish_identity() {
+            self.issued = earlier;
             tracing::error!(%why, "the new join token brought an identity that cannot be used");
+        }
+    }
+
+    /// Puts the own trust domain's bundle in force beside the others that are held: while this proxy could not hear of it,
+    /// the root may have been replaced.
+    fn take_own_bundle(&mut self, own: v1::Bundle) {
+        let mut bundles = self.held.state().bundles.clone().unwrap_or_default();
+        bundles.bundles.retain(|held| held.trust_domain != own.trust_domain);
+        bundles.bundles.push(own);
+        let push = v1::WatchResponse { bundles: Some(bundles), ..v1::WatchResponse::default() };
+        if let Err(why) = self.apply(&push) {
+            tracing::error!(%why, "the bundle that came with the new identity was refused; the last good one stays");
         }
     }
 }

@@ -111,7 +111,7 @@ async fn enroll(
             Err(error @ ControlError::NotTrusted(_)) => {
                 return Err(IdentityError::Unusable(error.to_string()));
             }
-            Err(ControlError::Away(why)) => {
+            Err(why @ (ControlError::Away(_) | ControlError::Silent)) => {
                 let pause = patience.retry_after(failures, rand::random());
                 failures += 1;
                 tracing::warn!(%why, %address, retry_ms = pause.as_millis() as u64, "waiting for the control plane");

@@ -43,6 +43,9 @@ pub enum ControlError {
     /// It cannot be reached, or broke off: worth trying again.
     #[error("{0}")]
     Away(String),
+    /// It did not answer in time: this connection is not waited on again, another one may do better.
+    #[error("no answer in time")]
+    Silent,
     /// Whoever answered is not the control plane of this trust domain.
     #[error("{0}")]
     NotTrusted(String),
@@ -52,6 +55,14 @@ pub enum ControlError {
     /// A fault on this side, or an answer that cannot be used.
     #[error("{0}")]
     Local(String),
+}
+
+impl ControlError {
+    /// Whether a call that ended so says nothing against the stream on the same connection. Where the connection itself is
+    /// gone, the stream tells.
+    pub fn leaves_the_stream(&self) -> bool {
+        !matches!(self, Self::Silent)
+    }
 }
 
 impl From<tonic::Status> for ControlError {
@@ -177,9 +188,13 @@ impl Session {
     }
 
     /// Says what became of a push; an empty error means that it is in force.
-    pub async fn acknowledge(&self, generation: u64, mut error: String) {
+    ///
+    /// Fails where so many wait to be taken that this one cannot: a control plane that reads nothing must not hold up
+    /// renewals.
+    pub async fn acknowledge(&self, generation: u64, mut error: String) -> Result<(), ControlError> {
         error.truncate(error.floor_char_boundary(MAX_ERROR));
-        send(&self.requests, v1::watch_request::Message::Ack(v1::Ack { generation, error })).await;
+        let sending = send(&self.requests, v1::watch_request::Message::Ack(v1::Ack { generation, error }));
+        timeout(CALL_TIMEOUT, sending).await.map_err(|_| ControlError::Silent)
     }
 }
 
@@ -194,7 +209,7 @@ async fn call<T>(
     match timeout(CALL_TIMEOUT, answer).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
         Ok(Err(status)) => Err(status.into()),
-        Err(_) => Err(ControlError::Away("no answer in time".to_owned())),
+        Err(_) => Err(ControlError::Silent),
     }
 }
 
@@ -202,7 +217,8 @@ async fn call<T>(
 async fn dial(address: &str) -> Result<(TcpStream, SocketAddr), ControlError> {
     let away = |e: std::io::Error| ControlError::Away(format!("{address}: {e}"));
     let mut last = ControlError::Away(format!("{address}: the name has no address"));
-    for to in tokio::net::lookup_host(address).await.map_err(away)? {
+    let found = timeout(CONNECT_TIMEOUT, tokio::net::lookup_host(address)).await;
+    for to in found.map_err(|_| ControlError::Silent)?.map_err(away)? {
         match timeout(CONNECT_TIMEOUT, TcpStream::connect(to)).await {
             Ok(Ok(tcp)) => return Ok((tcp, to)),
             Ok(Err(error)) => last = away(error),

@@ -1,0 +1,70 @@
+//! The identity thread against control planes that are away or silent.
+
+use postern_config::enroll::{JoinString, Pin};
+use tokio::net::TcpListener;
+use tonic::Status;
+use zeroize::Zeroizing;
+
+use super::*;
+
+fn driver(address: String, join: Option<JoinSource>) -> Driver {
+    let trust_domain: TrustDomain = "identity.example".parse().unwrap();
+    let config = Arc::new(ProxyConfig::default());
+    let snapshots = Arc::new(Snapshots::default());
+    Driver {
+        tls: Tls::new(Arc::clone(&snapshots)).unwrap(),
+        metrics: Arc::new(Metrics::new(&snapshots, &config.limits)),
+        config,
+        snapshots,
+        readiness: Arc::default(),
+        endpoints: Vec::new(),
+        join,
+        cache: None,
+        address,
+        held: Held::new(trust_domain.clone()),
+        trust_domain,
+        issued: key::Request::new().unwrap().issued(Vec::new()),
+        schedule: Schedule::new(0, 0, 0.0),
+        steps: Steps::default(),
+        failures: 0,
+        spent_token: None,
+    }
+}
+
+#[tokio::test]
+async fn a_new_token_is_not_spent_on_a_control_plane_that_is_away() {
+    // Nobody listens on a port that was just given back.
+    let away = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+    let join = JoinString {
+        token_id: "01JD9W3V8Q4T7ZK2M5XB6R0N1C".into(),
+        secret: Zeroizing::new([7; 32]),
+        pins: vec![Pin([1; 32])],
+        trust_domain: "identity.example".parse().unwrap(),
+        address: away.clone(),
+    };
+    let file = std::env::temp_dir().join(format!("postern-join-{}", ulid::Ulid::new()));
+    std::fs::write(&file, join.reveal().as_bytes()).unwrap();
+    let mut driver = driver(away, Some(JoinSource::File(file.clone())));
+    driver.enroll_again().await;
+    std::fs::remove_file(file).unwrap();
+    assert_eq!(driver.spent_token, None, "it must be tried again once the control plane is back");
+}
+
+#[tokio::test]
+async fn a_silent_control_plane_does_not_delay_the_stop() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let driver = driver(silent.local_addr().unwrap().to_string(), None);
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(driver.run(stop.clone()));
+    let _connection = silent.accept().await.unwrap();
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(2), running).await.expect("it waits for an answer").unwrap();
+}
+
+#[test]
+fn a_refused_renewal_leaves_the_stream_of_pushes_open() {
+    for status in [Status::permission_denied("banned"), Status::unavailable("the CA is sealed")] {
+        assert!(ControlError::from(status).leaves_the_stream(), "an answer came, so pushes come too");
+    }
+    assert!(!ControlError::Silent.leaves_the_stream());
+}
