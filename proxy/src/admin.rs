@@ -1,5 +1,6 @@
 //! `/livez`, `/readyz` and `/metrics`, on a thread and runtime of their own, so that a flood of probes costs no traffic.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +12,18 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::readiness::Readiness;
 use crate::telemetry::Metrics;
 
-/// Probes and scrapers; more wait.
+#[cfg(test)]
+mod tests;
+
+/// Probes and scrapers; one more ends the oldest. An honest one takes milliseconds, so whoever fills all places only ends
+/// himself, and an orchestrator that asks whether this process lives gets its answer.
 const CONNECTIONS: usize = 64;
 /// For a request's head; a scraper that takes longer is broken.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -46,10 +51,9 @@ pub async fn run(
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut oldest_first: VecDeque<AbortHandle> = VecDeque::with_capacity(CONNECTIONS);
     let tasks = TaskTracker::new();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { break };
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             accepted = listener.accept() => accepted,
@@ -60,7 +64,15 @@ pub async fn run(
         };
         let admin = admin.clone();
         let stop = stop.clone();
-        tasks.spawn(async move {
+        if oldest_first.len() == CONNECTIONS {
+            oldest_first.retain(|open| !open.is_finished());
+        }
+        if oldest_first.len() == CONNECTIONS
+            && let Some(oldest) = oldest_first.pop_front()
+        {
+            oldest.abort();
+        }
+        let serving = tasks.spawn(async move {
             let service =
                 service_fn(move |request| std::future::ready(Ok::<_, Infallible>(admin.answer(&request))));
             let connection = http1::Builder::new()
@@ -73,8 +85,8 @@ pub async fn run(
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(LIFETIME) => {}
             }
-            drop(place);
         });
+        oldest_first.push_back(serving.abort_handle());
     }
     tasks.close();
     tasks.wait().await;

@@ -1,0 +1,34 @@
+//! Probes against callers who would keep them out.
+
+use postern_config::file::proxy::Limits;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use super::*;
+use crate::snapshot::Snapshots;
+
+#[tokio::test]
+async fn callers_who_hold_every_place_do_not_keep_a_probe_out() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let metrics = Arc::new(Metrics::new(&Arc::new(Snapshots::default()), &Limits::default()));
+    let admin = Admin { readiness: Arc::default(), metrics };
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(run(listener, admin, stop.clone()));
+    let mut silent = Vec::new();
+    for _ in 0..2 * CONNECTIONS {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let probe = async {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.write_all(b"GET /livez HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        tcp.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let answer = tokio::time::timeout(HEAD_TIMEOUT / 2, probe).await.expect("the probe waits for a place");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    stop.cancel();
+    serving.await.unwrap().unwrap();
+}
