@@ -277,6 +277,7 @@ impl Driver {
         match step {
             Step::Steady => return false,
             Step::Forward(ms) => {
+                self.schedule = self.schedule.due();
                 tracing::warn!(ahead_ms = ms, "the host's clock jumped ahead; renewing at once")
             }
             Step::Backward(ms) => tracing::error!(

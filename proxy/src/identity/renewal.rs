@@ -35,6 +35,11 @@ impl Schedule {
         }
     }
 
+    /// The same, due since ever: the clock that it was counted by has proven wrong.
+    pub fn due(self) -> Self {
+        Self { renew_at_ms: i64::MIN, ..self }
+    }
+
     /// How long until renewal is due; zero once it is.
     pub fn wait(&self, now_ms: i64) -> Duration {
         Duration::from_millis(u64::try_from(self.renew_at_ms.saturating_sub(now_ms)).unwrap_or(0))

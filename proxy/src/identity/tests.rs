@@ -68,3 +68,14 @@ fn a_refused_renewal_leaves_the_stream_of_pushes_open() {
     }
     assert!(!ControlError::Silent.leaves_the_stream());
 }
+
+#[tokio::test]
+async fn a_clock_that_jumps_ahead_makes_renewal_due_at_once() {
+    let mut driver = driver("127.0.0.1:1".to_owned(), None);
+    let now_ms = driver.snapshots.clock.now_ms();
+    driver.schedule = Schedule::new(now_ms, now_ms + 30 * 86_400_000, 0.5);
+    let now = driver.snapshots.clock.sample();
+    driver.steps.observe(crate::clock::Sample { host_ms: now.host_ms - 86_400_000, ..now });
+    assert!(driver.watch_clock(), "it asks for a try at once");
+    assert_eq!(driver.schedule.wait(driver.snapshots.clock.now_ms()), Duration::ZERO);
+}
