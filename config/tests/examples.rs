@@ -54,3 +54,17 @@ fn every_policy_loads_and_survives_the_wire() {
         }
     }
 }
+
+#[test]
+fn the_compose_files_mesh_loads_and_makes_sense() {
+    let mesh = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker/mesh");
+    for proxy in ["shop-proxy.yaml", "web-proxy.yaml"] {
+        file::load::<ProxyConfig>(&mesh.join(proxy)).unwrap().check().unwrap();
+    }
+    let services = file::load_stream::<Service>(&mesh.join("services.yaml")).unwrap();
+    assert!(!services.is_empty());
+    services.iter().for_each(|s| s.check().unwrap());
+    let policies =
+        AuthorizationPolicy::from_yaml_stream(&file::read(&mesh.join("policy.yaml")).unwrap()).unwrap();
+    assert!(!policies.is_empty());
+}
