@@ -75,6 +75,9 @@ pub enum Error {
     /// The TLS library refused its settings.
     #[error("the TLS settings cannot be built: {0}")]
     Tls(String),
+    /// The thread that accepts connections ended by itself; the log says why.
+    #[error("connections are no longer accepted; this proxy stops, so that it can be started again")]
+    Deaf,
     /// There is no identity to be had.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -187,6 +190,8 @@ async fn carry_traffic(
         given => given,
     };
     let kill = CancellationToken::new();
+    // However this function is left, the workers end.
+    let _workers_end = kill.clone().drop_guard();
     let mut handles = Vec::new();
     let mut threads = Vec::new();
     for index in 0..count {
@@ -201,9 +206,19 @@ async fn carry_traffic(
         telemetry: shared.telemetry.clone(),
     };
     let stop = shutdown.clone();
-    threads.push(on_thread("postern-accept", move || listen::run(listeners, acceptor, stop))?);
+    let deaf = CancellationToken::new();
+    let at_its_end = deaf.clone().drop_guard();
+    threads.push(on_thread("postern-accept", move || async move {
+        let _at_its_end = at_its_end;
+        listen::run(listeners, acceptor, stop).await
+    })?);
 
-    shutdown.cancelled().await;
+    // A proxy that accepts nothing must not go on looking ready.
+    let asked_to_stop = tokio::select! {
+        biased;
+        () = shutdown.cancelled() => true,
+        () = deaf.cancelled() => false,
+    };
     readiness.missing(Missing::Draining);
     let timeout = config.drain.timeout.as_duration();
     tracing::info!(timeout_s = timeout.as_secs(), "draining");
@@ -220,7 +235,7 @@ async fn carry_traffic(
         let _ = all_ended.await;
     }
     let _ = waiter.join();
-    Ok(())
+    if asked_to_stop { Ok(()) } else { Err(Error::Deaf) }
 }
 
 /// Every socket of this proxy, bound before anything else so that a taken port shows at once.

@@ -187,9 +187,10 @@ async fn close_when_killed(worker: Rc<Worker>, kill: CancellationToken) {
 fn carry(worker: &Rc<Worker>, job: Job, load: &Arc<AtomicUsize>) {
     let open = worker.open.enter();
     let worker = Rc::clone(worker);
-    let load = Arc::clone(load);
+    let load = Carried(Arc::clone(load));
     // Tracked by `open`, which the task holds to its end.
     tokio::task::spawn_local(async move {
+        let _carried = load;
         match &*Arc::clone(&job.route) {
             Route::Inbound { app, port } => crate::inbound::serve(&worker, &open, job, app, *port).await,
             Route::Service(name) => {
@@ -200,8 +201,16 @@ fn carry(worker: &Rc<Worker>, job: Job, load: &Arc<AtomicUsize>) {
                 crate::outbound::serve(&worker, &open, job, &upstream.name, Some(Arc::clone(upstream))).await;
             }
         }
-        load.fetch_sub(1, Ordering::Relaxed);
     });
+}
+
+/// One connection of a worker's load; given back even where its task panics.
+struct Carried(Arc<AtomicUsize>);
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Asks again about every open connection after policy, bundles or revocations were replaced.

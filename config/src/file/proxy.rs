@@ -125,7 +125,7 @@ pub enum Protocol {
 pub struct Limits {
     /// Open connections over all listeners; further ones wait in the kernel's queue.
     pub connections: usize,
-    /// Handshakes under way at once; further connections are closed with reason `overload`.
+    /// Handshakes under way at once; further connections wait in a line, and beyond it are closed with reason `overload`.
     pub handshakes_in_progress: usize,
     /// How many of these one source address may hold.
     pub handshakes_per_source: usize,

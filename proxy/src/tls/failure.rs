@@ -50,12 +50,9 @@ impl From<io::Error> for Failure {
         }
         let reason = match error.kind() {
             io::ErrorKind::TimedOut => Reason::Timeout,
-            io::ErrorKind::UnexpectedEof
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::NotConnected => Reason::Reset,
-            _ => Reason::Internal,
+            io::ErrorKind::OutOfMemory => Reason::Internal,
+            // Whatever else a socket says, such as that the host is unreachable by now: the connection is lost.
+            _ => Reason::Reset,
         };
         Self::new(reason, format!("the connection was lost during the handshake: {}", error.kind()))
     }

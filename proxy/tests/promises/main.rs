@@ -7,6 +7,7 @@
 
 mod cache;
 mod command_line;
+mod enrolling;
 mod expiry;
 mod hostile_certificates;
 mod hostile_clients;
