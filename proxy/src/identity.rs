@@ -16,7 +16,7 @@ use crate::clock::{Step, Steps};
 use crate::readiness::{Missing, Readiness};
 use crate::snapshot::Snapshots;
 use crate::telemetry::Metrics;
-use crate::tls::{Credentials, Tls};
+use crate::tls::{Connector, Credentials, Tls};
 
 mod apply;
 mod begin;
@@ -80,6 +80,8 @@ pub struct Driver {
     config: Arc<ProxyConfig>,
     snapshots: Arc<Snapshots>,
     tls: Tls,
+    /// Demands the control plane; built once, for every connection to it.
+    control: Connector,
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     endpoints: Vec<v1::Announcement>,
@@ -168,7 +170,7 @@ impl Driver {
     }
 
     fn open_connection(&self) -> impl Future<Output = Result<Connection, ControlError>> {
-        Connection::open(&self.tls, &self.address, self.trust_domain.control_plane())
+        Connection::open(&self.control, &self.address)
     }
 
     async fn renew(&mut self, connection: &mut Connection) -> Result<(), ControlError> {

@@ -68,11 +68,14 @@ impl Driver {
             }
         };
         let address = setup.config.control.address.clone().unwrap_or(address);
+        let control = setup.tls.control_connector(trust_domain.control_plane());
+        let control = control.map_err(|e| IdentityError::Unusable(e.to_string()))?;
         let mut driver = Self {
             held: Held::new(trust_domain.clone()),
             config: setup.config,
             snapshots: setup.snapshots,
             tls: setup.tls,
+            control,
             metrics: setup.metrics,
             readiness: setup.readiness,
             endpoints: setup.endpoints,

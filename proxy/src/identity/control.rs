@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use postern_config::enroll::{JoinString, proof_message};
-use postern_config::id::SpiffeId;
 use postern_config::wire::{self, v1};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -16,7 +15,7 @@ use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::key::{Issued, Request};
-use crate::tls::{self, Failure, Stream, Tls};
+use crate::tls::{self, Connector, Failure, Stream};
 
 /// The generated client.
 #[expect(unreachable_pub, unused_qualifications, reason = "generated; the .proto file documents each call")]
@@ -135,11 +134,9 @@ pub async fn enroll(
 pub struct Connection(ControlClient<Channel>);
 
 impl Connection {
-    /// Connects; whoever answers must be exactly `control_plane`.
-    pub async fn open(tls: &Tls, address: &str, control_plane: SpiffeId) -> Result<Self, ControlError> {
+    /// Connects; whoever answers must be whom `connector` demands.
+    pub async fn open(connector: &Connector, address: &str) -> Result<Self, ControlError> {
         let (tcp, to) = dial(address).await?;
-        let connector =
-            tls.control_connector(control_plane).map_err(|e| ControlError::Local(e.to_string()))?;
         let handshake = connector.connect(to.ip(), tcp);
         let (stream, _) = timeout(CONNECT_TIMEOUT, handshake).await.map_err(|_| Failure::timeout())??;
         client(stream).await.map(Self)

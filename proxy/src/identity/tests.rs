@@ -11,8 +11,10 @@ fn driver(address: String, join: Option<JoinSource>) -> Driver {
     let trust_domain: TrustDomain = "identity.example".parse().unwrap();
     let config = Arc::new(ProxyConfig::default());
     let snapshots = Arc::new(Snapshots::default());
+    let tls = Tls::new(Arc::clone(&snapshots)).unwrap();
     Driver {
-        tls: Tls::new(Arc::clone(&snapshots)).unwrap(),
+        control: tls.control_connector(trust_domain.control_plane()).unwrap(),
+        tls,
         metrics: Arc::new(Metrics::new(&snapshots, &config.limits)),
         config,
         snapshots,

@@ -5,16 +5,12 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::client::danger::HandshakeSignatureValid;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, ServerConnection,
-    SignatureScheme,
-};
+use rustls::{CertificateError, DistinguishedName, Error, ServerConfig, ServerConnection};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use socket2::SockRef;
 
-use crate::support::client::{ALPN, End, provider, read_to_end, tcp};
+use crate::support::client::{ALPN, End, handshake_signatures, provider, read_to_end, tcp};
 use crate::support::metrics::{ended, failed, ok};
 use crate::support::scene::{MARK, Scene};
 use crate::support::sealed::{ALERT, DATA, HANDSHAKE, record};
@@ -177,25 +173,5 @@ impl ClientCertVerifier for Refuses {
         Err(self.0.clone().into())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
+    handshake_signatures!();
 }
