@@ -75,12 +75,6 @@ impl SidecarOptions {
         self
     }
 
-    /// Towards a fixed address, where exactly `identity` must answer.
-    pub fn outbound_to(mut self, connect: impl ToString, identity: &str) -> Self {
-        self.outbound.push((ANY, format!("{},{identity}", connect.to_string())));
-        self
-    }
-
     /// Wanted lifetime of certificates, such as `10s`.
     pub fn ttl(mut self, ttl: &str) -> Self {
         self.ttl = Some(ttl.to_owned());
