@@ -14,7 +14,7 @@ use postern_config::id::SpiffeId;
 use postern_config::revocation::Revocations;
 use postern_config::svid::{self, Algorithms, Role};
 use postern_proxy::snapshot::{Snapshots, Trust};
-use postern_proxy::tls::{Credentials, Tls, sha256};
+use postern_proxy::tls::{Alpn, Credentials, Tls, sha256};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
     IsCa, KeyPair, KeyUsagePurpose, SanType,
@@ -63,7 +63,7 @@ fn chain() -> Chain {
 fn handshake(tls: &Tls, client: &Arc<rustls::ClientConfig>) {
     let name = ServerName::IpAddress(std::net::IpAddr::from([127, 0, 0, 1]).into());
     let mut client = ClientConnection::new(Arc::clone(client), name).unwrap();
-    let mut server = ServerConnection::new(Arc::clone(tls.server_config())).unwrap();
+    let mut server = ServerConnection::new(Arc::clone(tls.server_config(Alpn::Tcp))).unwrap();
     let mut wire = Vec::with_capacity(8192);
     while client.is_handshaking() || server.is_handshaking() {
         wire.clear();
@@ -100,7 +100,7 @@ fn benches(c: &mut Criterion) {
     let tls = Tls::new(Arc::clone(&snapshots)).unwrap();
     let connector = tls.connector(ID.parse::<SpiffeId>().unwrap()).unwrap();
     c.bench_function("mutual handshake, both sides, one intermediate", |b| {
-        b.iter(|| handshake(&tls, connector.client_config()));
+        b.iter(|| handshake(&tls, connector.client_config(Alpn::Tcp)));
     });
 
     let provider = rustls::crypto::aws_lc_rs::default_provider();

@@ -22,7 +22,7 @@ pub fn reset(tcp: &TcpStream) {
 
 /// The same for the socket under TLS; no close_notify is sent.
 pub fn reset_tls(tls: &Stream) {
-    reset(tls.get_ref().0);
+    reset(tls.get_ref().0.inner());
 }
 
 /// Resets both sides.

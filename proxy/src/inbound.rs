@@ -11,7 +11,7 @@ use tokio::time::{timeout, timeout_at};
 use crate::finish;
 use crate::relay::relay;
 use crate::telemetry::{Direction, Outcome, Record};
-use crate::tls::{Failure, Stream};
+use crate::tls::{Alpn, Failure, Stream};
 use crate::worker::open::{Counting, Facts, Open, Subject};
 use crate::worker::{Job, Worker};
 
@@ -61,7 +61,7 @@ async fn secure(
     let deadline = accepted + worker.shared.limits.handshake_timeout.as_duration();
     let local = tcp.local_addr().map_err(|_| Failure::internal("the socket does not know its address"))?;
     let facts = Facts { source_ip: source.ip(), destination_ip: local.ip(), destination_port };
-    let accepting = timeout_at(deadline.into(), worker.shared.tls.accept(tcp)).await;
+    let accepting = timeout_at(deadline.into(), worker.shared.tls.accept(tcp.into(), Alpn::Tcp)).await;
     let (tls, peer) = accepting.unwrap_or_else(|_| Err(Failure::timeout()))?;
     let subject = Rc::new(Subject { peer, facts: Some(facts) });
     worker.prove(open, &subject).inspect_err(|_| finish::reset_tls(&tls))?;

@@ -40,6 +40,7 @@ pub mod listen;
 pub mod os;
 pub mod outbound;
 pub mod policy;
+pub mod prefixed;
 pub mod readiness;
 pub mod relay;
 pub mod snapshot;

@@ -12,7 +12,7 @@ use crate::discover::Upstream;
 use crate::finish;
 use crate::relay::relay;
 use crate::telemetry::{Direction, Outcome, Record};
-use crate::tls::{Failure, Stream, received_alert};
+use crate::tls::{Alpn, Failure, Stream, received_alert};
 use crate::worker::open::{Counting, Open, Subject};
 use crate::worker::{Job, Worker};
 
@@ -136,7 +136,7 @@ async fn secure(
     finish::tune(&tcp);
     let peer_ip = tcp.peer_addr().map_err(|e| Unreachable(e.to_string()))?.ip();
     let deadline = Instant::now() + limits.handshake_timeout.as_duration();
-    let connecting = timeout_at(deadline.into(), upstream.connector.connect(peer_ip, tcp)).await;
+    let connecting = timeout_at(deadline.into(), upstream.connector.connect(peer_ip, tcp, Alpn::Tcp)).await;
     let (tls, peer) = connecting.unwrap_or_else(|_| Err(Failure::timeout())).map_err(Refused)?;
     let subject = Rc::new(Subject { peer, facts: None });
     worker.prove(open, &subject).map_err(Refused)?;

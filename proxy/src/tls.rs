@@ -16,6 +16,7 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::prefixed::Prefixed;
 use crate::snapshot::Snapshots;
 
 mod credentials;
@@ -27,11 +28,49 @@ pub use credentials::{CredentialError, Credentials};
 pub use failure::{Failure, received_alert};
 use verify::PeerVerifier;
 
+/// A TCP stream, of which some bytes may have been looked at already.
+pub type Tcp = Prefixed<TcpStream>;
+
 /// A TLS stream over TCP, either side.
-pub type Stream = tokio_rustls::TlsStream<TcpStream>;
+pub type Stream = tokio_rustls::TlsStream<Tcp>;
 
 /// The protocol that two proxies agree on for relayed bytes.
 pub const ALPN_TCP: &[u8] = b"postern-tcp/1";
+/// HTTP/2 (RFC 9113 §3.2).
+pub const ALPN_H2: &[u8] = b"h2";
+/// HTTP/1.1 (RFC 7301 §6).
+pub const ALPN_HTTP1: &[u8] = b"http/1.1";
+
+/// Which application protocols one side of a handshake offers or takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alpn {
+    /// Relayed bytes alone.
+    Tcp,
+    /// HTTP/2, else HTTP/1.1.
+    Http,
+    /// HTTP/2 alone: for the control plane.
+    Http2,
+    /// HTTP/1.1 alone: for a connection that is to be upgraded.
+    Http1,
+    /// HTTP, else relayed bytes.
+    Any,
+}
+
+impl Alpn {
+    const ALL: [Self; 5] = [Self::Tcp, Self::Http, Self::Http2, Self::Http1, Self::Any];
+
+    /// In order of preference.
+    fn protocols(self) -> Vec<Vec<u8>> {
+        let names: &[&[u8]] = match self {
+            Self::Tcp => &[ALPN_TCP],
+            Self::Http => &[ALPN_H2, ALPN_HTTP1],
+            Self::Http2 => &[ALPN_H2],
+            Self::Http1 => &[ALPN_HTTP1],
+            Self::Any => &[ALPN_H2, ALPN_HTTP1, ALPN_TCP],
+        };
+        names.iter().map(|n| n.to_vec()).collect()
+    }
+}
 
 /// AES-128-GCM first: SHA-384 costs more CPU than it gains here. A post-quantum hybrid first: what is recorded today
 /// must not be readable later.
@@ -62,14 +101,14 @@ fn algorithms() -> Algorithms<'static> {
 /// The proxy's TLS configs.
 #[derive(Clone)]
 pub struct Tls {
-    server: Arc<ServerConfig>,
-    acceptor: TlsAcceptor,
+    /// One by each [`Alpn`].
+    acceptors: [TlsAcceptor; Alpn::ALL.len()],
     snapshots: Arc<Snapshots>,
 }
 
-/// The config of connections to one expected peer.
+/// The configs of connections to one expected peer, one by each [`Alpn`].
 #[derive(Clone)]
-pub struct Connector(Arc<ClientConfig>);
+pub struct Connector([Arc<ClientConfig>; Alpn::ALL.len()]);
 
 impl std::fmt::Debug for Connector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -88,32 +127,35 @@ impl Tls {
         // Resumption never runs the verifier, so an expired or revoked peer would come back on a ticket.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.alpn_protocols = vec![ALPN_TCP.to_vec()];
-        let server = Arc::new(config);
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::clone(&server)), server, snapshots })
+        let acceptor = |alpn: Alpn| {
+            let mut config = config.clone();
+            config.alpn_protocols = alpn.protocols();
+            TlsAcceptor::from(Arc::new(config))
+        };
+        Ok(Self { acceptors: Alpn::ALL.map(acceptor), snapshots })
     }
 
     /// The inbound config itself: for benches, which run the handshake without a socket.
-    pub fn server_config(&self) -> &Arc<ServerConfig> {
-        &self.server
+    pub fn server_config(&self, alpn: Alpn) -> &Arc<ServerConfig> {
+        self.acceptors[alpn as usize].config()
     }
 
     /// Builds the outbound config for peers that must be exactly `expected`; once per service, not per connection.
     pub fn connector(&self, expected: SpiffeId) -> Result<Connector, rustls::Error> {
         let verifier = PeerVerifier::new(Arc::clone(&self.snapshots), Role::Server, Some(expected));
-        connector(&self.snapshots, verifier, ALPN_TCP)
+        connector(&self.snapshots, verifier)
     }
 
     /// Accepts: the peer's proven identity, or why not.
-    pub async fn accept(&self, tcp: TcpStream) -> Result<(Stream, Peer), Failure> {
-        let (result, verified) = verify::capture(self.acceptor.accept(tcp)).await;
+    pub async fn accept(&self, tcp: Tcp, alpn: Alpn) -> Result<(Stream, Peer), Failure> {
+        let (result, verified) = verify::capture(self.acceptors[alpn as usize].accept(tcp)).await;
         conclude(result.map(Stream::from), verified)
     }
 
-    /// The config of connections to the control plane, over HTTP/2, with this proxy's own certificate.
+    /// The config of connections to the control plane, with this proxy's own certificate.
     pub fn control_connector(&self, control_plane: SpiffeId) -> Result<Connector, rustls::Error> {
         let verifier = PeerVerifier::new(Arc::clone(&self.snapshots), Role::Server, Some(control_plane));
-        connector(&self.snapshots, verifier.or_by_host_clock(), b"h2")
+        connector(&self.snapshots, verifier.or_by_host_clock())
     }
 }
 
@@ -121,32 +163,36 @@ impl Connector {
     /// Connects: the peer's proven identity is the expected one, or this fails.
     ///
     /// The address goes into no SNI: rustls sends none for an IP address.
-    pub async fn connect(&self, to: IpAddr, tcp: TcpStream) -> Result<(Stream, Peer), Failure> {
+    pub async fn connect(&self, to: IpAddr, tcp: TcpStream, alpn: Alpn) -> Result<(Stream, Peer), Failure> {
         let name = ServerName::IpAddress(to.into());
-        let connector = TlsConnector::from(Arc::clone(&self.0));
-        let (result, verified) = verify::capture(connector.connect(name, tcp)).await;
+        let connector = TlsConnector::from(Arc::clone(self.client_config(alpn)));
+        let (result, verified) = verify::capture(connector.connect(name, Tcp::from(tcp))).await;
         conclude(result.map(Stream::from), verified)
     }
 
     /// The outbound config itself: for benches, which run the handshake without a socket.
-    pub fn client_config(&self) -> &Arc<ClientConfig> {
-        &self.0
+    pub fn client_config(&self, alpn: Alpn) -> &Arc<ClientConfig> {
+        &self.0[alpn as usize]
     }
 }
 
-fn connector(
-    snapshots: &Arc<Snapshots>,
-    verifier: PeerVerifier,
-    alpn: &[u8],
-) -> Result<Connector, rustls::Error> {
+/// The application protocol that a handshake agreed on; none where the peer offered none.
+pub fn agreed(stream: &Stream) -> Option<&[u8]> {
+    stream.get_ref().1.alpn_protocol()
+}
+
+fn connector(snapshots: &Arc<Snapshots>, verifier: PeerVerifier) -> Result<Connector, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous_with(verify::Adapter(verifier))
         .with_client_cert_resolver(Arc::new(credentials::Resolver(Arc::clone(snapshots))));
     config.resumption = rustls::client::Resumption::disabled();
     config.enable_sni = false;
-    config.alpn_protocols = vec![alpn.to_vec()];
-    Ok(Connector(Arc::new(config)))
+    Ok(Connector(Alpn::ALL.map(|alpn| {
+        let mut config = config.clone();
+        config.alpn_protocols = alpn.protocols();
+        Arc::new(config)
+    })))
 }
 
 /// Names what `dangerous()` is used for, once: our verifier checks more than the stock one, not less.

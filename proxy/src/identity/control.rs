@@ -15,7 +15,7 @@ use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::key::{Issued, Request};
-use crate::tls::{self, Connector, Failure, Stream};
+use crate::tls::{self, Alpn, Connector, Failure, Stream};
 
 /// The generated client.
 #[expect(unreachable_pub, unused_qualifications, reason = "generated; the .proto file documents each call")]
@@ -137,7 +137,7 @@ impl Connection {
     /// Connects; whoever answers must be whom `connector` demands.
     pub async fn open(connector: &Connector, address: &str) -> Result<Self, ControlError> {
         let (tcp, to) = dial(address).await?;
-        let handshake = connector.connect(to.ip(), tcp);
+        let handshake = connector.connect(to.ip(), tcp, Alpn::Http2);
         let (stream, _) = timeout(CONNECT_TIMEOUT, handshake).await.map_err(|_| Failure::timeout())??;
         client(stream).await.map(Self)
     }

@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::verify::{self, Judge};
-use super::{Failure, PROVIDER, Stream, WithPeerVerifier as _, algorithms, sha256};
+use super::{Failure, PROVIDER, Stream, Tcp, WithPeerVerifier as _, algorithms, sha256};
 
 /// A connection to the control plane that proved itself by a pinned root, and the keying material that both ends share.
 pub struct PinnedConnection {
@@ -46,7 +46,7 @@ pub async fn connect(
     config.alpn_protocols = vec![b"h2".to_vec()];
     let connector = TlsConnector::from(Arc::new(config));
     let name = ServerName::IpAddress(to.into());
-    let (connected, verified) = verify::capture(connector.connect(name, tcp)).await;
+    let (connected, verified) = verify::capture(connector.connect(name, Tcp::from(tcp))).await;
     let exported = connected.as_ref().ok().and_then(|stream| {
         stream.get_ref().1.export_keying_material([0; EXPORTER_LEN], EXPORTER_LABEL, None).ok()
     });

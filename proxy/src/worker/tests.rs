@@ -105,7 +105,7 @@ fn a_revocation_that_comes_while_a_handshake_is_stalled_still_counts() {
     let mut tcp = rig.connect(inbound(&app));
     let connector = rig.shared.tls.connector(ID.parse().unwrap()).unwrap();
     // Small records, so that certificate and end of handshake come apart.
-    let mut config = ClientConfig::clone(connector.client_config());
+    let mut config = ClientConfig::clone(connector.client_config(crate::tls::Alpn::Tcp));
     config.max_fragment_size = Some(64);
     let name = ServerName::IpAddress(std::net::IpAddr::from([127, 0, 0, 1]).into());
     let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
