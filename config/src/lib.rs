@@ -6,11 +6,12 @@
 //!
 //! Read in this order: [`id`] (names), [`bundle`] (who is trusted), [`svid`] (the one verifier),
 //! [`policy`] (who may), [`reason`] (why not), [`file`](mod@file) (what operators write), [`wire`] (what the planes say
-//! to each other), [`enroll`] (how an identity begins).
+//! to each other), [`enroll`] (how an identity begins), [`http`] (the small grammars of requests).
 
 pub mod bundle;
 pub mod enroll;
 pub mod file;
+pub mod http;
 pub mod id;
 pub mod policy;
 pub mod reason;

@@ -25,6 +25,7 @@ mod tests;
 
 pub use document::{Action, AuthorizationPolicy, Metadata, PolicyError};
 pub use explain::Because;
+pub use pattern::Principal;
 
 use compile::CompiledRule;
 

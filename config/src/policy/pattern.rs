@@ -7,6 +7,8 @@ use ipnet::IpNet;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::id::SpiffeId;
+
 /// The longest pattern in bytes; a SPIFFE ID fits.
 const MAX_PATTERN: usize = 2048;
 
@@ -53,11 +55,17 @@ impl TextPattern {
     }
 }
 
-/// A principal: a text pattern over the SPIFFE ID without its scheme.
+/// A pattern for identities, as Istio writes `principals`: over the SPIFFE ID without its scheme, `abc`, `abc*`, `*abc`
+/// or `*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Principal(pub(super) TextPattern);
+pub struct Principal(pub(super) TextPattern);
 
 impl Principal {
+    /// Whether `id` is meant, aliases of trust domains aside.
+    pub fn matches(&self, id: &SpiffeId) -> bool {
+        self.0.matches(id.principal())
+    }
+
     fn parse(text: &str) -> Result<Self, String> {
         if text.starts_with("spiffe://") {
             return Err(format!("principal {text:?} must be written without `spiffe://`"));

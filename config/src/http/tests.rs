@@ -1,0 +1,5 @@
+mod authority;
+mod path;
+mod proxy_protocol;
+mod trace;
+mod xfcc;
