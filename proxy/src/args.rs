@@ -89,7 +89,10 @@ pub(crate) struct RunArgs {
     /// An OTLP/gRPC collector for traces and metrics.
     #[arg(long, env = "POSTERN_OTLP_ENDPOINT", value_name = "URL")]
     otlp_endpoint: Option<String>,
-    /// How long open connections may go on after SIGTERM.
+    /// How long new connections are still taken after SIGTERM, while /readyz already fails.
+    #[arg(long, env = "POSTERN_PRE_DRAIN")]
+    pre_drain: Option<Span>,
+    /// How long open connections may go on after that.
     #[arg(long, env = "POSTERN_DRAIN_TIMEOUT")]
     drain_timeout: Option<Span>,
     /// Threads that carry traffic; 0 takes one per processor.
@@ -132,6 +135,7 @@ impl RunArgs {
         set(&mut config.log.format, self.log_format);
         set(&mut config.log.level, self.log_level);
         set(&mut config.otlp.endpoint, self.otlp_endpoint.map(Some));
+        set(&mut config.drain.pre_drain, self.pre_drain);
         set(&mut config.drain.timeout, self.drain_timeout);
         set(&mut config.workers, self.workers);
         config.inbound.extend(self.inbound);

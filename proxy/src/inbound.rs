@@ -88,6 +88,7 @@ async fn admit(
     let verdict = policy.decide(&facts.of(&subject.peer.id));
     record.policy = policy.decider(&verdict);
     record.audit = policy.auditor(&verdict);
+    open.note(|about| about.policy.clone_from(&record.policy));
     if !verdict.allow {
         finish::reset_tls(&tls);
         record.denial = Some(ulid::Ulid::new().to_string());

@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 pub mod admin;
 pub mod clock;
 pub mod discover;
+pub mod drain;
 pub mod finish;
 pub mod identity;
 pub mod inbound;
@@ -44,20 +45,20 @@ pub mod prefixed;
 pub mod readiness;
 pub mod relay;
 pub mod snapshot;
+mod sockets;
 pub mod telemetry;
 pub mod tls;
+mod traffic;
 pub mod worker;
 
-use discover::Upstream;
 use identity::join::JoinSource;
 use identity::{Driver, IdentityError, Setup};
-use listen::admission::{Admission, Connections};
-use listen::{Acceptor, Listener};
-use readiness::{Missing, Readiness};
+use readiness::Readiness;
 use snapshot::Snapshots;
+use sockets::Sockets;
 use telemetry::Metrics;
 use tls::Tls;
-use worker::{Route, Shared};
+use worker::Shared;
 
 /// Why the proxy cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -148,7 +149,14 @@ pub fn run(
         readiness: Arc::clone(&readiness),
         join,
     };
-    let shared = Shared { snapshots, tls, telemetry, limits: Arc::new(config.limits.clone()) };
+    let shared = Shared {
+        snapshots,
+        tls,
+        telemetry,
+        limits: Arc::new(config.limits.clone()),
+        drain: CancellationToken::new(),
+        drain_outbound: CancellationToken::new(),
+    };
     let result = runtime.block_on(async {
         let begun = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
@@ -164,7 +172,7 @@ pub fn run(
             if let Some(ready) = Ready::new(bound, &shared.snapshots) {
                 on_ready(&ready);
             }
-            carry_traffic(sockets.listeners, &shared, &config, &readiness, shutdown).await
+            traffic::carry(sockets.listeners, &shared, &config, &readiness, shutdown).await
         };
         let result = traffic.await;
         stop_identity.cancel();
@@ -176,108 +184,6 @@ pub fn run(
     drop(shared);
     writer.join();
     result
-}
-
-/// Starts acceptor and workers, waits for the end of both.
-async fn carry_traffic(
-    listeners: Vec<Listener>,
-    shared: &Shared,
-    config: &ProxyConfig,
-    readiness: &Readiness,
-    shutdown: &CancellationToken,
-) -> Result<(), Error> {
-    let count = match config.workers {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        given => given,
-    };
-    let kill = CancellationToken::new();
-    // However this function is left, the workers end.
-    let _workers_end = kill.clone().drop_guard();
-    let mut handles = Vec::new();
-    let mut threads = Vec::new();
-    for index in 0..count {
-        let (handle, thread) = worker::start(index, shared.clone(), kill.clone())?;
-        handles.push(handle);
-        threads.push(thread);
-    }
-    let acceptor = Acceptor {
-        connections: Connections::new(config.limits.connections),
-        admission: Admission::new(config.limits.handshakes_in_progress, config.limits.handshakes_per_source),
-        workers: handles,
-        telemetry: shared.telemetry.clone(),
-    };
-    let stop = shutdown.clone();
-    let deaf = CancellationToken::new();
-    let at_its_end = deaf.clone().drop_guard();
-    threads.push(on_thread("postern-accept", move || async move {
-        let _at_its_end = at_its_end;
-        listen::run(listeners, acceptor, stop).await
-    })?);
-
-    // A proxy that accepts nothing must not go on looking ready.
-    let asked_to_stop = tokio::select! {
-        biased;
-        () = shutdown.cancelled() => true,
-        () = deaf.cancelled() => false,
-    };
-    readiness.missing(Missing::Draining);
-    let timeout = config.drain.timeout.as_duration();
-    tracing::info!(timeout_s = timeout.as_secs(), "draining");
-    let (ended, all_ended) = tokio::sync::oneshot::channel();
-    let waiter = std::thread::Builder::new().name("postern-drain".to_owned()).spawn(move || {
-        threads.into_iter().for_each(|t| drop(t.join()));
-        // Nobody waits any more only where this process is being torn down.
-        let _ = ended.send(());
-    })?;
-    tokio::pin!(all_ended);
-    if tokio::time::timeout(timeout, &mut all_ended).await.is_err() {
-        tracing::warn!("the drain's time is up; closing what is left");
-        kill.cancel();
-        let _ = all_ended.await;
-    }
-    let _ = waiter.join();
-    if asked_to_stop { Ok(()) } else { Err(Error::Deaf) }
-}
-
-/// Every socket of this proxy, bound before anything else so that a taken port shows at once.
-struct Sockets {
-    listeners: Vec<Listener>,
-    inbound: usize,
-    metrics: std::net::TcpListener,
-}
-
-impl Sockets {
-    fn bind(config: &ProxyConfig, tls: &Tls) -> Result<Self, Error> {
-        let bind =
-            |address, route| Listener::bind(address, route).map_err(|source| Error::Bind { address, source });
-        let mut listeners = Vec::new();
-        for inbound in &config.inbound {
-            let port = inbound.app.rsplit_once(':').and_then(|(_, p)| p.parse().ok()).unwrap_or_default();
-            listeners.push(bind(inbound.listen, Route::Inbound { app: inbound.app.as_str().into(), port })?);
-        }
-        for outbound in &config.outbound {
-            let route = match (&outbound.service, &outbound.connect, &outbound.identity) {
-                (_, Some(connect), Some(identity)) => {
-                    let upstream =
-                        Upstream::new(tls, connect, identity.clone(), std::slice::from_ref(connect))?;
-                    Route::Fixed(Arc::new(upstream))
-                }
-                (service, _, _) => Route::Service(service.as_deref().unwrap_or_default().into()),
-            };
-            listeners.push(bind(outbound.listen, route)?);
-        }
-        let address = config.metrics.listen;
-        let metrics =
-            std::net::TcpListener::bind(address).map_err(|source| Error::Bind { address, source })?;
-        metrics.set_nonblocking(true)?;
-        Ok(Self { listeners, inbound: config.inbound.len(), metrics })
-    }
-
-    fn addresses(&self) -> Result<Bound, Error> {
-        let mut inbound = self.listeners.iter().map(Listener::address).collect::<Result<Vec<_>, _>>()?;
-        let outbound = inbound.split_off(self.inbound);
-        Ok(Bound { inbound, outbound, metrics: self.metrics.local_addr()? })
-    }
 }
 
 /// What this proxy tells the control plane about its inbound listeners.

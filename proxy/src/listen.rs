@@ -6,12 +6,14 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postern_config::reason::Reason;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::unix::AsyncFd;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::finish;
@@ -24,7 +26,7 @@ pub mod admission;
 #[cfg(test)]
 mod tests;
 
-use admission::{Admission, Connections};
+use admission::{Admission, ConnectionSlot, Connections};
 
 /// Connections that the kernel keeps for us while we are at a limit.
 const BACKLOG: i32 = 4096;
@@ -70,27 +72,75 @@ pub struct Acceptor {
     pub telemetry: Telemetry,
 }
 
-/// Accepts on all listeners until `stop` is cancelled; then the sockets are closed.
-pub async fn run(listeners: Vec<Listener>, acceptor: Acceptor, stop: CancellationToken) -> io::Result<()> {
-    let acceptor = std::rc::Rc::new(acceptor);
-    let mut loops = tokio::task::JoinSet::new();
+/// When the acceptor stops, one side after the other.
+#[derive(Debug, Clone, Default)]
+pub struct Stops {
+    /// Ends accepting from peers.
+    pub inbound: CancellationToken,
+    /// Ends accepting from the app.
+    pub outbound: CancellationToken,
+    /// Cancelled before the two above where another process holds the same sockets: what waits in the kernel's queues is
+    /// left to it.
+    pub handed_over: CancellationToken,
+    /// Nobody waits any longer for anything.
+    pub at_once: CancellationToken,
+    /// Cancelled by the acceptor once no inbound listener accepts any more.
+    pub inbound_closed: CancellationToken,
+}
+
+impl Stops {
+    fn of(&self, direction: Direction) -> &CancellationToken {
+        match direction {
+            Direction::Inbound => &self.inbound,
+            Direction::Outbound => &self.outbound,
+        }
+    }
+}
+
+/// Accepts on all listeners until both sides are stopped and what was accepted has gone to a worker. A listener that stops
+/// still accepts what the kernel has queued for it, since closing it would reset those connections.
+pub async fn run(listeners: Vec<Listener>, acceptor: Acceptor, stops: Stops) -> io::Result<()> {
+    let acceptor = Rc::new(acceptor);
+    let mut inbound = JoinSet::new();
+    let mut outbound = JoinSet::new();
     for listener in listeners {
+        let direction = listener.route.direction();
         let socket = os::watch_listener(listener.socket)?;
-        let acceptor = std::rc::Rc::clone(&acceptor);
-        let stop = stop.clone();
-        loops.spawn_local(async move {
+        let (acceptor, stops) = (Rc::clone(&acceptor), stops.clone());
+        let accepting = async move {
             tokio::select! {
-                () = stop.cancelled() => {}
+                () = stops.of(direction).cancelled() => {}
                 () = accept_all(&socket, &listener.route, &acceptor) => {}
             }
-        });
+            if !stops.handed_over.is_cancelled() {
+                tokio::select! {
+                    () = stops.at_once.cancelled() => {}
+                    () = accept_rest(&socket, &listener.route, &acceptor) => {}
+                }
+            }
+        };
+        match direction {
+            Direction::Inbound => inbound.spawn_local(accepting),
+            Direction::Outbound => outbound.spawn_local(accepting),
+        };
     }
-    let draining = std::rc::Rc::clone(&acceptor);
+    let closing = async {
+        while inbound.join_next().await.is_some() {}
+        stops.inbound_closed.cancel();
+        while outbound.join_next().await.is_some() {}
+    };
     tokio::select! {
-        () = stop.cancelled() => {}
-        () = admit_waiting(&draining) => {}
+        () = closing => {}
+        () = admit_waiting(&acceptor) => {}
     }
-    while loops.join_next().await.is_some() {}
+    tokio::select! {
+        () = stops.at_once.cancelled() => {}
+        () = async {
+            while !acceptor.admission.line_is_empty() {
+                admit_next(&acceptor).await;
+            }
+        } => {}
+    }
     Ok(())
 }
 
@@ -101,18 +151,12 @@ async fn accept_all(socket: &AsyncFd<std::net::TcpListener>, route: &Arc<Route>,
         tokio::task::consume_budget().await;
         // Readable first: a listener on which nobody calls must not sit on a slot.
         let Ok(mut readable) = socket.readable().await else { return };
-        let connection = acceptor.connections.free().await;
+        let connection = acceptor.connections.free(route.direction()).await;
         let Ok(accepted) = readable.try_io(|socket| socket.get_ref().accept()) else { continue };
         match accepted {
             Ok((tcp, source)) => {
                 pause = FIRST_PAUSE;
-                if tcp.set_nonblocking(true).and_then(|()| tcp.set_nodelay(true)).is_err() {
-                    continue;
-                }
-                let accepted = Instant::now();
-                let job =
-                    Job { tcp, source, route: Arc::clone(route), accepted, connection, handshake: None };
-                acceptor.place(job);
+                acceptor.take(tcp, source, route, connection);
             }
             // The peer went away between the kernel's queue and us.
             Err(e)
@@ -127,17 +171,48 @@ async fn accept_all(socket: &AsyncFd<std::net::TcpListener>, route: &Arc<Route>,
     }
 }
 
-/// Moves waiting connections on whenever a handshake ends.
-async fn admit_waiting(acceptor: &Acceptor) {
-    loop {
-        acceptor.admission.handshake_ended().await;
-        for job in acceptor.admission.admit_waiting() {
-            acceptor.dispatch(job);
+/// Accepts what the kernel has queued. Those who connect meanwhile are served, too, up to a whole queue of them.
+async fn accept_rest(socket: &AsyncFd<std::net::TcpListener>, route: &Arc<Route>, acceptor: &Acceptor) {
+    for _ in 0..=BACKLOG {
+        tokio::task::consume_budget().await;
+        let connection = acceptor.connections.free(route.direction()).await;
+        match socket.get_ref().accept() {
+            Ok((tcp, source)) => acceptor.take(tcp, source, route, connection),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => tokio::time::sleep(FIRST_PAUSE).await,
         }
     }
 }
 
+/// Moves waiting connections on whenever a handshake ends.
+async fn admit_waiting(acceptor: &Acceptor) {
+    loop {
+        admit_next(acceptor).await;
+    }
+}
+
+async fn admit_next(acceptor: &Acceptor) {
+    acceptor.admission.handshake_ended().await;
+    for job in acceptor.admission.admit_waiting() {
+        acceptor.dispatch(job);
+    }
+}
+
 impl Acceptor {
+    fn take(
+        &self,
+        tcp: std::net::TcpStream,
+        source: SocketAddr,
+        route: &Arc<Route>,
+        connection: ConnectionSlot,
+    ) {
+        // An error means that the connection has died already.
+        if tcp.set_nonblocking(true).and_then(|()| tcp.set_nodelay(true)).is_ok() {
+            let (route, accepted) = (Arc::clone(route), Instant::now());
+            self.place(Job { tcp, source, route, accepted, connection, handshake: None });
+        }
+    }
+
     fn place(&self, job: Job) {
         let Route::Inbound { app, .. } = &*job.route else { return self.dispatch(job) };
         let app = Arc::clone(app);

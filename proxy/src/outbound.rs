@@ -90,6 +90,7 @@ async fn connect(
                 worker.balance.borrow_mut().opened(&endpoint);
                 record.handshake = Some(took);
                 record.peer = Some(subject.peer.id.clone());
+                open.note(|about| about.target = Arc::clone(&endpoint));
                 // What an endpoint before this one failed by is in the metrics; this connection did not.
                 (record.reason, record.detail) = (None, None);
                 return Ok((tls, endpoint));

@@ -17,14 +17,16 @@ use crate::discover::Upstream;
 use crate::discover::balance::Balance;
 use crate::listen::admission::{ConnectionSlot, HandshakeSlot};
 use crate::snapshot::Snapshots;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Direction, Telemetry};
 use crate::tls::{Failure, Tls};
 
 pub mod open;
+pub mod show;
 #[cfg(test)]
 mod tests;
 
-use open::{Cause, Open, Registry, Subject};
+use open::{About, Cause, Open, Registry, Subject};
+use show::{Inquiry, Question};
 
 /// How often a worker looks after its open connections: expiry and idleness are noticed within this time.
 const TICK: Duration = Duration::from_secs(1);
@@ -43,6 +45,25 @@ pub enum Route {
     Service(Arc<str>),
     /// Plain in, mTLS out to a fixed upstream.
     Fixed(Arc<Upstream>),
+}
+
+impl Route {
+    /// Which way its connections go.
+    pub fn direction(&self) -> Direction {
+        match self {
+            Self::Inbound { .. } => Direction::Inbound,
+            Self::Service(_) | Self::Fixed(_) => Direction::Outbound,
+        }
+    }
+
+    /// The app or the service that its connections are for.
+    pub fn target(&self) -> &Arc<str> {
+        match self {
+            Self::Inbound { app, .. } => app,
+            Self::Service(name) => name,
+            Self::Fixed(upstream) => &upstream.name,
+        }
+    }
 }
 
 /// An accepted connection on its way to a worker, with the permits that it holds.
@@ -73,6 +94,13 @@ pub struct Shared {
     pub telemetry: Telemetry,
     /// Limits and deadlines.
     pub limits: Arc<Limits>,
+    /// Cancelled once inbound listeners take no more: inbound HTTP connections end in order (GOAWAY, `connection: close`),
+    /// idle ones at once. Connections that waited in the kernel's queue come in after it and are served all the same.
+    /// Relayed bytes go on until the drain's time is up.
+    pub drain: CancellationToken,
+    /// The same for the app's own connections; cancelled only after the inbound side has drained, since a request that is
+    /// still being answered may need them.
+    pub drain_outbound: CancellationToken,
 }
 
 /// One worker's state, seen by its own connections alone.
@@ -110,9 +138,21 @@ impl Worker {
 pub struct Handle {
     jobs: mpsc::UnboundedSender<Job>,
     load: Arc<AtomicUsize>,
+    inquiry: Inquiry,
 }
 
 impl Handle {
+    /// Both ends of a worker's queue.
+    pub fn new(inquiry: Inquiry) -> (Self, mpsc::UnboundedReceiver<Job>) {
+        let (jobs, queue) = mpsc::unbounded_channel();
+        (Self { jobs, load: Arc::default(), inquiry }, queue)
+    }
+
+    /// The operators' end of this worker.
+    pub fn inquiry(&self) -> Inquiry {
+        self.inquiry.clone()
+    }
+
     /// Connections that this worker carries or is about to.
     pub fn load(&self) -> usize {
         self.load.load(Ordering::Relaxed)
@@ -134,14 +174,14 @@ pub fn start(
     shared: Shared,
     kill: CancellationToken,
 ) -> std::io::Result<(Handle, std::thread::JoinHandle<()>)> {
-    let (jobs, queue) = mpsc::unbounded_channel();
-    let load = Arc::new(AtomicUsize::new(0));
-    let handle = Handle { jobs, load: Arc::clone(&load) };
+    let (inquiry, questions) = Inquiry::new(index);
+    let (handle, queue) = Handle::new(inquiry);
+    let load = Arc::clone(&handle.load);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name(format!("postern-worker-{index}")).spawn(move || {
         let started = Instant::now();
         let worker = Worker { shared, open: Registry::default(), balance: RefCell::default(), started };
-        LocalSet::new().block_on(&runtime, run(Rc::new(worker), queue, load, kill));
+        LocalSet::new().block_on(&runtime, run(Rc::new(worker), queue, questions, load, kill));
     })?;
     Ok((handle, thread))
 }
@@ -149,12 +189,14 @@ pub fn start(
 async fn run(
     worker: Rc<Worker>,
     mut queue: mpsc::UnboundedReceiver<Job>,
+    questions: mpsc::Receiver<Question>,
     load: Arc<AtomicUsize>,
     kill: CancellationToken,
 ) {
-    // Both wait outside the loop: a wait that began anew with each connection would take the lock of its waiters' list.
+    // All three wait outside the loop: a wait that began anew with each connection would take the lock of its waiters' list.
     let rechecks = tokio::task::spawn_local(recheck_at_changes(Rc::clone(&worker)));
     let killing = tokio::task::spawn_local(close_when_killed(Rc::clone(&worker), kill));
+    let answering = tokio::task::spawn_local(show::answer(Rc::clone(&worker), questions));
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut accepting = true;
@@ -170,6 +212,7 @@ async fn run(
     }
     rechecks.abort();
     killing.abort();
+    answering.abort();
 }
 
 async fn recheck_at_changes(worker: Rc<Worker>) {
@@ -185,7 +228,14 @@ async fn close_when_killed(worker: Rc<Worker>, kill: CancellationToken) {
 }
 
 fn carry(worker: &Rc<Worker>, job: Job, load: &Arc<AtomicUsize>) {
-    let open = worker.open.enter();
+    let open = worker.open.enter(About {
+        direction: job.route.direction(),
+        source: job.source,
+        target: Arc::clone(job.route.target()),
+        protocol: "tcp",
+        policy: None,
+        since: job.accepted,
+    });
     let worker = Rc::clone(worker);
     let load = Carried(Arc::clone(load));
     // Tracked by `open`, which the task holds to its end.

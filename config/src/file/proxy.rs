@@ -227,13 +227,16 @@ pub struct Otlp {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Drain {
-    /// How long open connections may go on after SIGTERM.
+    /// How long new connections are still taken after SIGTERM while `/readyz` already fails: the time that load balancers
+    /// need to notice. 0s on a host without one; on Kubernetes 5s, since endpoints are removed while SIGTERM is sent.
+    pub pre_drain: Span,
+    /// How long open connections may go on after that.
     pub timeout: Span,
 }
 
 impl Default for Drain {
     fn default() -> Self {
-        Self { timeout: Span::from_secs(30) }
+        Self { pre_drain: Span::from_secs(0), timeout: Span::from_secs(30) }
     }
 }
 

@@ -22,7 +22,31 @@ struct Health {
     rests_until: Duration,
 }
 
+/// One endpoint as one worker knows it; what is not listed has nothing against it and no connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointHealth {
+    /// `host:port`.
+    pub address: Arc<str>,
+    /// This worker's connections to it.
+    pub open: usize,
+    /// Failures in a row.
+    pub failures: u32,
+    /// How long it still rests; zero where it may be picked.
+    pub rests_for: Duration,
+}
+
 impl Balance {
+    /// Every endpoint that differs from an unknown one, at `now`.
+    pub fn endpoints(&self, now: Duration) -> Vec<EndpointHealth> {
+        let view = |(address, health): (&Arc<str>, &Health)| EndpointHealth {
+            address: Arc::clone(address),
+            open: health.open,
+            failures: health.failures,
+            rests_for: health.rests_until.saturating_sub(now),
+        };
+        self.endpoints.iter().map(view).collect()
+    }
+
     /// The next endpoint to try out of those not in `tried`; `random` picks the two candidates.
     ///
     /// Endpoints that rest are skipped while another is left; when all rest, they are tried all the same, since a wrong

@@ -9,10 +9,11 @@ use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
+use crate::telemetry::Direction;
 use crate::worker::Job;
 
 /// Jobs that may wait in line over all sources; each holds a descriptor.
@@ -31,27 +32,64 @@ struct Count {
     used: AtomicUsize,
     limit: usize,
     freed: Notify,
+    /// Those that came in from peers.
+    inbound: AtomicUsize,
+    /// Set once somebody waits for the last of them, so that its end costs a notification only then.
+    draining: AtomicBool,
+    drained: Notify,
 }
 
 /// One of the proxy's connections.
 #[derive(Debug)]
-pub struct ConnectionSlot(Arc<Count>);
+pub struct ConnectionSlot {
+    count: Arc<Count>,
+    direction: Direction,
+}
 
 impl Connections {
     /// At most `limit` at once.
     pub fn new(limit: usize) -> Self {
-        Self(Arc::new(Count { used: AtomicUsize::new(0), limit, freed: Notify::new() }))
+        Self(Arc::new(Count {
+            used: AtomicUsize::new(0),
+            limit,
+            freed: Notify::new(),
+            inbound: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+            drained: Notify::new(),
+        }))
     }
 
     /// Waits until one is free. Only the acceptor's thread takes slots, so checking and taking cannot race.
-    pub async fn free(&self) -> ConnectionSlot {
+    pub async fn free(&self, direction: Direction) -> ConnectionSlot {
         loop {
             let freed = self.0.freed.notified();
             if self.0.used.load(Ordering::Acquire) < self.0.limit {
-                self.0.used.fetch_add(1, Ordering::AcqRel);
-                return ConnectionSlot(Arc::clone(&self.0));
+                return self.take(direction);
             }
             freed.await;
+        }
+    }
+
+    fn take(&self, direction: Direction) -> ConnectionSlot {
+        self.0.used.fetch_add(1, Ordering::AcqRel);
+        if direction == Direction::Inbound {
+            self.0.inbound.fetch_add(1, Ordering::AcqRel);
+        }
+        ConnectionSlot { count: Arc::clone(&self.0), direction }
+    }
+
+    /// Waits until no inbound connection is left. New ones may come as long as somebody accepts them.
+    pub async fn no_inbound(&self) {
+        // Sequentially consistent here and in the slot's end: one of the two sees what the other wrote.
+        self.0.draining.store(true, Ordering::SeqCst);
+        loop {
+            let drained = self.0.drained.notified();
+            tokio::pin!(drained);
+            drained.as_mut().enable();
+            if self.0.inbound.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            drained.await;
         }
     }
 }
@@ -59,9 +97,16 @@ impl Connections {
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         // Every accept loop may be waiting; only those do, and only at the limit.
-        if self.0.used.fetch_sub(1, Ordering::AcqRel) >= self.0.limit {
-            self.0.freed.notify_waiters();
-            self.0.freed.notify_one();
+        let count = &self.count;
+        if count.used.fetch_sub(1, Ordering::AcqRel) >= count.limit {
+            count.freed.notify_waiters();
+            count.freed.notify_one();
+        }
+        if self.direction == Direction::Inbound
+            && count.inbound.fetch_sub(1, Ordering::SeqCst) == 1
+            && count.draining.load(Ordering::SeqCst)
+        {
+            count.drained.notify_waiters();
         }
     }
 }
@@ -165,6 +210,11 @@ impl Admission {
         Answer::Wait
     }
 
+    /// Whether nobody stands in line.
+    pub fn line_is_empty(&self) -> bool {
+        self.state.borrow().waiting == 0
+    }
+
     /// Wakes when a handshake ended while somebody waits.
     pub async fn handshake_ended(&self) {
         self.total.ended.notified().await;
@@ -220,13 +270,12 @@ mod tests {
     fn job(connections: &Connections, listener: &TcpListener, source: [u8; 4]) -> Job {
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         drop(listener.accept().unwrap());
-        connections.0.used.fetch_add(1, Ordering::AcqRel);
         Job {
             tcp,
             source: SocketAddr::from((source, 1)),
             route: Arc::new(Route::Service("s".into())),
             accepted: Instant::now(),
-            connection: ConnectionSlot(Arc::clone(&connections.0)),
+            connection: connections.take(Direction::Inbound),
             handshake: None,
         }
     }

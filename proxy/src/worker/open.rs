@@ -3,8 +3,9 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use postern_config::policy::Connection;
 use postern_config::svid::Peer;
 
 use crate::relay::Progress;
-use crate::telemetry::Outcome;
+use crate::telemetry::{Direction, Outcome};
 
 /// How long a connection must be quiet before its buffers are taken back.
 const QUIET: Duration = Duration::from_secs(2);
@@ -74,6 +75,23 @@ pub struct Subject {
     pub facts: Option<Facts>,
 }
 
+/// What operators are shown of an open connection besides its peer; nothing is decided by it.
+#[derive(Debug, Clone)]
+pub struct About {
+    /// Which way.
+    pub direction: Direction,
+    /// Who connected here.
+    pub source: SocketAddr,
+    /// The app, the endpoint, or, as long as none is chosen, the service that it is for.
+    pub target: Arc<str>,
+    /// What is spoken, as far as it is known.
+    pub protocol: &'static str,
+    /// The policy that let it in, and which of its rules.
+    pub policy: Option<(Arc<str>, usize)>,
+    /// When it was accepted.
+    pub since: Instant,
+}
+
 /// All open connections of one worker.
 #[derive(Default)]
 pub struct Registry {
@@ -88,6 +106,21 @@ struct Shared {
     emptied: RefCell<Option<Waker>>,
 }
 
+/// One open connection as operators see it.
+#[derive(Debug)]
+pub struct Shown {
+    /// Its number within this worker; greater ones are younger.
+    pub number: u64,
+    /// What was noted about it.
+    pub about: About,
+    /// The peer, once it is proven.
+    pub peer: Option<SpiffeId>,
+    /// Since when no byte has moved.
+    pub idle: Duration,
+    /// Bytes relayed so far: (up, down).
+    pub bytes: (u64, u64),
+}
+
 /// One open connection's place in the register; it leaves when this is dropped.
 pub struct Open {
     key: u64,
@@ -97,6 +130,7 @@ pub struct Open {
 
 struct Inner {
     subject: RefCell<Option<Rc<Subject>>>,
+    about: RefCell<About>,
     cause: Cell<Option<Cause>>,
     waker: RefCell<Option<Waker>>,
     active: Cell<Instant>,
@@ -122,11 +156,12 @@ impl Inner {
 
 impl Registry {
     /// Registers a connection that was just accepted.
-    pub fn enter(&self) -> Open {
+    pub fn enter(&self, about: About) -> Open {
         let shared = &self.shared;
         let key = shared.next.replace(shared.next.get() + 1);
         let inner = Rc::new(Inner {
             subject: RefCell::default(),
+            about: RefCell::new(about),
             cause: Cell::new(shared.closing.get().then_some(Cause::Drained)),
             waker: RefCell::default(),
             active: Cell::new(Instant::now()),
@@ -136,6 +171,30 @@ impl Registry {
         });
         shared.entries.borrow_mut().insert(key, Rc::downgrade(&inner));
         Open { key, inner, registry: Rc::clone(shared) }
+    }
+
+    /// How many connections are open.
+    pub fn len(&self) -> usize {
+        self.shared.entries.borrow().len()
+    }
+
+    /// The first `most` connections whose number is greater than `after`, in order of their numbers.
+    pub fn list(&self, after: Option<u64>, most: usize) -> Vec<Shown> {
+        let entries = self.shared.entries.borrow();
+        let mut keys: Vec<u64> = entries.keys().copied().filter(|k| after.is_none_or(|a| *k > a)).collect();
+        keys.sort_unstable();
+        keys.truncate(most);
+        let shown = |key: u64| {
+            let inner = entries.get(&key)?.upgrade()?;
+            Some(Shown {
+                number: key,
+                about: inner.about.borrow().clone(),
+                peer: inner.subject.borrow().as_ref().map(|s| s.peer.id.clone()),
+                idle: inner.active.get().elapsed(),
+                bytes: (inner.up.get(), inner.down.get()),
+            })
+        };
+        keys.into_iter().filter_map(shown).collect()
     }
 
     /// Whether no connection is open.
@@ -198,6 +257,11 @@ impl Open {
     pub fn prove(&self, subject: Rc<Subject>) {
         *self.inner.subject.borrow_mut() = Some(subject);
         self.inner.active.set(Instant::now());
+    }
+
+    /// Notes what operators shall see.
+    pub fn note(&self, change: impl FnOnce(&mut About)) {
+        change(&mut self.inner.about.borrow_mut());
     }
 
     /// Takes that back: this peer is not the one that the connection goes on with.

@@ -61,7 +61,8 @@ fn rig() -> Rig {
     snapshots.policy.store(Some(Arc::new(policy)));
     let tls = Tls::new(Arc::clone(&snapshots)).unwrap();
     let (telemetry, _) = telemetry::start(metrics, None).unwrap();
-    let shared = Shared { snapshots, tls, telemetry, limits: Arc::new(limits) };
+    let (drain, drain_outbound) = (CancellationToken::new(), CancellationToken::new());
+    let shared = Shared { snapshots, tls, telemetry, limits: Arc::new(limits), drain, drain_outbound };
     let kill = CancellationToken::new();
     let (handle, thread) = start(0, shared.clone(), kill.clone()).unwrap();
     Rig { shared, kill, handle, thread, bundles }
@@ -76,7 +77,7 @@ impl Rig {
         let (tcp, source) = listener.accept().unwrap();
         tcp.set_nonblocking(true).unwrap();
         let connections = Connections::new(10);
-        let free = connections.free();
+        let free = connections.free(route.direction());
         let connection = tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(free);
         let accepted = Instant::now();
         self.handle.send(Job { tcp, source, route: Arc::new(route), accepted, connection, handshake: None });

@@ -1,0 +1,145 @@
+//! Traffic from first to last: acceptor and workers as threads, and the stop in the order that [`crate::drain`] gives.
+
+use std::time::Instant;
+
+use postern_config::file::proxy::ProxyConfig;
+use tokio_util::sync::CancellationToken;
+
+use crate::drain::{Act, Drain, Event};
+use crate::listen::admission::{Admission, Connections};
+use crate::listen::{self, Acceptor, Listener, Stops};
+use crate::readiness::{Missing, Readiness};
+use crate::worker::{self, Shared};
+use crate::{Error, on_thread};
+
+/// Starts acceptor and workers, waits for the end of both.
+pub(crate) async fn carry(
+    listeners: Vec<Listener>,
+    shared: &Shared,
+    config: &ProxyConfig,
+    readiness: &Readiness,
+    shutdown: &CancellationToken,
+) -> Result<(), Error> {
+    let count = match config.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        given => given,
+    };
+    let kill = CancellationToken::new();
+    // However this function is left, the workers end.
+    let _workers_end = kill.clone().drop_guard();
+    let mut handles = Vec::new();
+    let mut threads = Vec::new();
+    for index in 0..count {
+        let (handle, thread) = worker::start(index, shared.clone(), kill.clone())?;
+        handles.push(handle);
+        threads.push(thread);
+    }
+    let connections = Connections::new(config.limits.connections);
+    let acceptor = Acceptor {
+        connections: connections.clone(),
+        admission: Admission::new(config.limits.handshakes_in_progress, config.limits.handshakes_per_source),
+        workers: handles,
+        telemetry: shared.telemetry.clone(),
+    };
+    let stops = Stops { at_once: kill, ..Stops::default() };
+    let deaf = CancellationToken::new();
+    threads.push(on_thread("postern-accept", {
+        let (stops, at_its_end) = (stops.clone(), deaf.clone().drop_guard());
+        move || async move {
+            let _at_its_end = at_its_end;
+            listen::run(listeners, acceptor, stops).await
+        }
+    })?);
+    let (ended, all_ended) = tokio::sync::oneshot::channel();
+    let waiter = std::thread::Builder::new().name("postern-drain".to_owned()).spawn(move || {
+        threads.into_iter().for_each(|t| drop(t.join()));
+        // Nobody waits any more only where this process is being torn down.
+        let _ = ended.send(());
+    })?;
+    let stop = Stop { readiness, shared, stops: &stops, connections: &connections };
+    let drain = Drain::new(config.drain.pre_drain.as_duration(), config.drain.timeout.as_duration());
+    let result = stop.follow(drain, shutdown, &deaf, all_ended).await;
+    let _ = waiter.join();
+    result
+}
+
+/// What the stop acts on.
+struct Stop<'a> {
+    readiness: &'a Readiness,
+    shared: &'a Shared,
+    stops: &'a Stops,
+    connections: &'a Connections,
+}
+
+impl Stop<'_> {
+    /// Waits for the wish to stop, then for the end of everything.
+    async fn follow(
+        &self,
+        mut drain: Drain,
+        shutdown: &CancellationToken,
+        deaf: &CancellationToken,
+        mut all_ended: tokio::sync::oneshot::Receiver<()>,
+    ) -> Result<(), Error> {
+        let mut result = Ok(());
+        let inbound_ended = async {
+            self.stops.inbound_closed.cancelled().await;
+            self.connections.no_inbound().await;
+        };
+        tokio::pin!(inbound_ended);
+        let (mut asked, mut inbound_has_ended) = (false, false);
+        loop {
+            let event = tokio::select! {
+                biased;
+                _ = &mut all_ended => return result,
+                () = shutdown.cancelled(), if !asked => {
+                    asked = true;
+                    Event::Asked
+                }
+                // A proxy that accepts nothing must not go on looking ready.
+                () = deaf.cancelled(), if !asked => {
+                    asked = true;
+                    result = Err(Error::Deaf);
+                    Event::Deaf
+                }
+                () = &mut inbound_ended, if !inbound_has_ended => {
+                    inbound_has_ended = true;
+                    Event::InboundEnded
+                }
+                () = at(drain.deadline()) => Event::Tick,
+            };
+            for act in drain.on(event, Instant::now()) {
+                self.act(*act);
+            }
+        }
+    }
+
+    fn act(&self, act: Act) {
+        match act {
+            Act::FailReadiness => {
+                tracing::info!("draining");
+                self.readiness.missing(Missing::Draining);
+            }
+            Act::LeaveSockets => self.stops.handed_over.cancel(),
+            Act::StopInbound => {
+                self.stops.inbound.cancel();
+                self.shared.drain.cancel();
+            }
+            Act::StopOutbound => {
+                self.stops.outbound.cancel();
+                self.shared.drain_outbound.cancel();
+            }
+            Act::EndAll => {
+                tracing::warn!("the drain's time is up; closing what is left");
+                self.stops.at_once.cancel();
+            }
+        }
+    }
+}
+
+/// Ends at `deadline`; never where there is none.
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}
