@@ -1,5 +1,6 @@
 //! What each fuzz target does with its input: shared by the targets and by the test that replays their corpora.
 
+use std::borrow::Cow;
 use std::str::FromStr;
 
 use postern_config::bundle::{BundleSet, TrustBundle};
@@ -7,6 +8,11 @@ use postern_config::enroll::JoinString;
 use postern_config::file;
 use postern_config::file::control::ControlConfig;
 use postern_config::file::proxy::ProxyConfig;
+use postern_config::http::authority::{Authority, canonical_host};
+use postern_config::http::path::{Rules, normalise};
+use postern_config::http::proxy_protocol::{self, Parsed};
+use postern_config::http::trace::TraceParent;
+use postern_config::http::xfcc::{self, Caller, Element, Mode};
 use postern_config::id::SpiffeId;
 use postern_config::policy::{AuthorizationPolicy, Connection, Policy};
 use postern_config::revocation::Revocations;
@@ -121,4 +127,85 @@ pub(crate) fn proxy_config(data: &[u8]) {
         assert_eq!(again, config);
         let _ = config.check();
     }
+}
+
+/// What is normal stays as it is, and leaves an app nothing to read differently.
+pub(crate) fn path(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    for rules in [Rules::Basic, Rules::Strict] {
+        let Ok(path) = normalise(text, rules) else { continue };
+        assert!(matches!(normalise(&path, rules), Ok(Cow::Borrowed(same)) if same == path));
+        assert!(path == "*" || path.starts_with('/'));
+        assert!(path.len() <= text.len());
+        assert!(path.bytes().all(|b| b.is_ascii_graphic() && !b"\\#?".contains(&b)));
+        assert!(path.split('/').all(|s| !matches!(s, "." | "..")));
+        assert!(!path.contains("%2e") && !path.contains("%2E") && !path.contains("%00"));
+        if rules == Rules::Strict {
+            assert!(!["//", "%2f", "%2F", "%5c", "%5C", "/..;", "/.;"].iter().any(|bad| path.contains(bad)));
+        }
+    }
+}
+
+/// What parses prints as something that parses the same; its host has one spelling.
+pub(crate) fn authority(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(authority) = Authority::parse(text) else { return };
+    assert_eq!(Authority::parse(&authority.to_string()), Ok(authority.clone()));
+    assert!(matches!(canonical_host(&authority.host), Ok(Cow::Borrowed(same)) if same == authority.host));
+    assert!(!authority.host.is_empty() && !authority.host.ends_with('.') && authority.port != Some(0));
+    assert!(
+        authority
+            .host
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !b.is_ascii_uppercase() && !b"@/,%".contains(&b))
+    );
+}
+
+/// A header is read from exactly its own bytes, however they arrive.
+pub(crate) fn proxy_protocol(data: &[u8]) {
+    match proxy_protocol::parse(data) {
+        Ok(Parsed::Complete(header)) => {
+            assert_eq!(proxy_protocol::parse(&data[..header.len]), Ok(Parsed::Complete(header)));
+            assert!((0..header.len).all(|cut| proxy_protocol::parse(&data[..cut]) == Ok(Parsed::Incomplete)));
+            assert!(!header.local || header.addresses.is_none());
+        }
+        Ok(Parsed::Incomplete) => assert!(data.len() < 16 + proxy_protocol::MAX_V2_BODY),
+        Err(error) => assert_eq!(proxy_protocol::parse(&[data, b"x"].concat()), Err(error)),
+    }
+}
+
+/// What parses goes on with the same trace, in a form that parses.
+pub(crate) fn traceparent(data: &[u8]) {
+    let Ok(theirs) = TraceParent::parse(data) else { return };
+    let ours = theirs.child([7; 8]);
+    assert_eq!(ours.trace_id(), theirs.trace_id());
+    assert_eq!(ours.sampled(), theirs.sampled());
+    assert_eq!(TraceParent::parse(&ours.to_bytes()), Ok(ours));
+    assert_eq!(TraceParent::parse(&theirs.to_bytes()), Ok(theirs));
+}
+
+/// Nothing that a caller sends, and nothing in its certificate, adds an element to ours or hides it.
+pub(crate) fn xfcc(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let element = Element {
+        by: &[text],
+        hash: [7; 32],
+        subject: text,
+        uris: &[ID, text],
+        dns: &[text],
+        ..Element::default()
+    };
+    let element = element.to_text();
+    let own = xfcc::parse(&element).unwrap();
+    assert_eq!((own.len(), own[0].len()), (1, 6));
+    let (first, second) = text.split_once('\n').unwrap_or((text, "Hash=00"));
+    let caller = Some(Caller { id: None, element: &element });
+    let sent = xfcc::outgoing(Mode::AppendForward, None, caller, &[first, second]).unwrap();
+    let sent = xfcc::parse(&sent).unwrap();
+    assert_eq!(sent.last(), own.first());
+    let theirs = match (xfcc::parse(first), xfcc::parse(second)) {
+        (Ok(first), Ok(second)) => first.len() + second.len(),
+        _ => 0,
+    };
+    assert_eq!(sent.len(), theirs + 1);
 }

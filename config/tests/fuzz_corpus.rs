@@ -47,3 +47,28 @@ fn policy() {
 fn proxy_config() {
     replay("proxy_config", bodies::proxy_config);
 }
+
+#[test]
+fn path() {
+    replay("path", bodies::path);
+}
+
+#[test]
+fn authority() {
+    replay("authority", bodies::authority);
+}
+
+#[test]
+fn proxy_protocol() {
+    replay("proxy_protocol", bodies::proxy_protocol);
+}
+
+#[test]
+fn traceparent() {
+    replay("traceparent", bodies::traceparent);
+}
+
+#[test]
+fn xfcc() {
+    replay("xfcc", bodies::xfcc);
+}
