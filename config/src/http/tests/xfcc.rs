@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use crate::http::xfcc::{Caller, Element, Key, Mode, Pair, XfccError, outgoing, parse};
+use crate::http::xfcc::{Caller, Element, Key, Leaf, Mode, Pair, XfccError, outgoing, parse};
 use crate::id::SpiffeId;
 use crate::policy::Principal;
 
@@ -221,4 +221,45 @@ proptest! {
     fn nothing_panics(text in ".*") {
         let _ = parse(&text);
     }
+}
+
+/// A certificate with these subject attributes, in the order of the certificate.
+fn certificate(subject: &[(rcgen::DnType, rcgen::DnValue)], names: &[rcgen::SanType]) -> Vec<u8> {
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    subject.iter().for_each(|(kind, value)| params.distinguished_name.push(kind.clone(), value.clone()));
+    params.subject_alt_names = names.to_vec();
+    params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().to_vec()
+}
+
+#[test]
+fn a_leaf_is_told_as_openssl_tells_it() {
+    use rcgen::{DnType, DnValue, SanType};
+    let utf8 = |text: &str| DnValue::Utf8String(text.to_owned());
+    let names = [
+        SanType::DnsName("a.example.com".try_into().unwrap()),
+        SanType::URI("spiffe://td.local/ns/default/sa/full".try_into().unwrap()),
+        SanType::DnsName("b.example.com".try_into().unwrap()),
+        SanType::IpAddress([10, 0, 0, 1].into()),
+    ];
+    let subject = [
+        (DnType::CountryName, DnValue::PrintableString("US".try_into().unwrap())),
+        (DnType::OrganizationName, utf8("Ac\"me, Inc; x=y")),
+        (DnType::CommonName, utf8("Test Client")),
+    ];
+    let leaf = Leaf::of(&certificate(&subject, &names)).unwrap();
+    assert_eq!(leaf.subject, r#"CN=Test Client,O=Ac\"me\, Inc\; x=y,C=US"#);
+    assert_eq!(leaf.uris, ["spiffe://td.local/ns/default/sa/full"]);
+    assert_eq!(leaf.dns, ["a.example.com", "b.example.com"]);
+
+    let odd = [
+        (DnType::CommonName, utf8("#1\\ Zoë\n ")),
+        (DnType::OrganizationName, utf8(" <a>+b")),
+        (DnType::CustomDnType(vec![1, 2, 3, 4]), utf8("x")),
+    ];
+    let leaf = Leaf::of(&certificate(&odd, &[])).unwrap();
+    assert_eq!(leaf.subject, r"1.2.3.4=#0C0178,O=\ \<a\>\+b,CN=\#1\\ Zo\C3\AB\0A\ ");
+
+    assert_eq!(Leaf::of(&certificate(&[], &[])), Some(Leaf::default()));
+    assert_eq!(Leaf::of(b"no certificate"), None);
 }
