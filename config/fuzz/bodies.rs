@@ -105,8 +105,10 @@ pub(crate) fn policy(data: &[u8]) {
     let compiled = Policy::compile(&policies, "corp.example".parse().unwrap());
     let peer = ID.parse().unwrap();
     let verdict = compiled.decide(&Connection {
-        peer: &peer,
+        peer: Some(&peer),
+        admits_anonymous: false,
         source_ip: [10, 0, 0, 1].into(),
+        remote_ip: [10, 0, 0, 1].into(),
         destination_ip: [10, 0, 0, 2].into(),
         destination_port: 8080,
         sni: Some("pay.corp.example"),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use postern_config::policy::{Connection, Policy, PolicyName, Verdict};
+use postern_config::policy::{Connection, Policy, PolicyName, Request, Verdict};
 
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::DecisionCounters;
@@ -41,9 +41,27 @@ impl CurrentPolicy {
         &self.policy
     }
 
-    /// Decides on a new connection, and counts the decision.
+    /// Decides on a new connection without HTTP, and counts the decision.
     pub fn decide(&self, connection: &Connection<'_>) -> Verdict {
-        let verdict = self.policy.decide(connection);
+        self.count(self.policy.decide(connection))
+    }
+
+    /// Decides on a request, and counts the decision.
+    pub fn decide_request(&self, request: &Request<'_>) -> Verdict {
+        self.count(self.policy.decide_request(request))
+    }
+
+    /// Decides again on an open connection without HTTP; counts nothing.
+    pub fn still_allows(&self, connection: &Connection<'_>) -> bool {
+        self.policy.allows(connection)
+    }
+
+    /// Decides again on a request that is still under way, such as a WebSocket's; counts nothing.
+    pub fn still_allows_request(&self, request: &Request<'_>) -> bool {
+        self.policy.allows_request(request)
+    }
+
+    fn count(&self, verdict: Verdict) -> Verdict {
         let counters = match verdict.because.rule() {
             Some(rule) => self.by_policy.get(rule.policy).map_or(&self.default, |d| &d.counters),
             None => &self.default,
@@ -54,11 +72,6 @@ impl CurrentPolicy {
             counters.deny.inc()
         };
         verdict
-    }
-
-    /// Decides again on an open connection; counts nothing.
-    pub fn still_allows(&self, connection: &Connection<'_>) -> bool {
-        self.policy.decide(connection).allow
     }
 
     /// The name of the policy that a verdict rests on, with the rule's position.

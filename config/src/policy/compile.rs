@@ -2,177 +2,186 @@
 
 use std::borrow::Cow;
 
-use super::document::{Action, AuthorizationPolicy, Condition, Key, Operation, Rule, Source};
-use super::pattern::{IpBlock, NamespacePattern, Port, ServiceAccount, TextPattern};
-use super::{Connection, Policy, PolicyName, RuleRef};
+use super::document::{Action, AuthorizationPolicy, Condition, Operation, Rule, Source};
+use super::http::{HostPattern, RequestPrincipal, Values};
+use super::key::Key;
+use super::pattern::{IpBlock, NamespacePattern, Port, Principal, ServiceAccount, TextPattern};
+use super::rule::{Clause, CompiledRule, Group, Test};
+use super::{Chain, Chains, Policy, PolicyName, RuleRef};
 use crate::id::TrustDomain;
 
-/// One rule: every group must be met, each by one of its alternatives.
-#[derive(Debug)]
-pub(super) struct CompiledRule {
-    pub(super) at: RuleRef,
-    pub(super) groups: Vec<Group>,
+/// The trust domain that Istio's documents call their own wherever they run.
+const ANY_OWN: &str = "cluster.local";
+
+/// Whether a rule is asked about connections or about requests.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Layer {
+    Tcp,
+    Http,
 }
 
-/// A rule's `from`, `to`, or one `when`: met when all clauses of one alternative hold.
-#[derive(Debug)]
-pub(super) struct Group {
-    pub(super) alternatives: Vec<Vec<Clause>>,
-}
-
-/// One field: met when one of the tests holds, or none where it is negated.
-#[derive(Debug)]
-pub(super) struct Clause {
-    /// The field's name in the document, for explanations.
-    pub(super) field: Cow<'static, str>,
-    pub(super) negated: bool,
-    pub(super) tests: Vec<Test>,
-}
-
-/// A single value's test.
-#[derive(Debug)]
-pub(super) enum Test {
-    Principal(TextPattern),
-    Namespace(NamespacePattern),
-    Account { namespace: String, account: String },
-    TrustDomain(TextPattern),
-    SourceIp(IpBlock),
-    DestinationIp(IpBlock),
-    DestinationPort(Port),
-    Sni(TextPattern),
-}
-
-impl CompiledRule {
-    pub(super) fn matches(&self, connection: &Connection<'_>) -> bool {
-        self.groups.iter().all(|group| group.matches(connection))
-    }
-}
-
-impl Group {
-    pub(super) fn matches(&self, connection: &Connection<'_>) -> bool {
-        self.alternatives.iter().any(|clauses| clauses.iter().all(|clause| clause.matches(connection)))
-    }
-}
-
-impl Clause {
-    pub(super) fn matches(&self, connection: &Connection<'_>) -> bool {
-        self.tests.iter().any(|test| test.matches(connection)) != self.negated
-    }
-}
-
-impl Test {
-    fn matches(&self, connection: &Connection<'_>) -> bool {
-        let peer = connection.peer;
-        match self {
-            Self::Principal(pattern) => pattern.matches(peer.principal()),
-            Self::Namespace(pattern) => peer.namespace().is_some_and(|n| pattern.matches(n)),
-            Self::Account { namespace, account } => {
-                peer.namespace() == Some(namespace) && peer.service_account() == Some(account)
-            }
-            Self::TrustDomain(pattern) => pattern.matches(peer.trust_domain_str()),
-            Self::SourceIp(block) => block.contains(connection.source_ip),
-            Self::DestinationIp(block) => block.contains(connection.destination_ip),
-            Self::DestinationPort(port) => port.0 == connection.destination_port,
-            Self::Sni(pattern) => connection.sni.is_some_and(|sni| pattern.matches(sni)),
-        }
-    }
+/// What the reading of a rule depends on besides the rule.
+#[derive(Clone, Copy)]
+struct Context<'a> {
+    action: Action,
+    layer: Layer,
+    /// The policy's namespace.
+    namespace: &'a str,
+    trust_domain: &'a str,
 }
 
 pub(super) fn compile(policies: &[AuthorizationPolicy], trust_domain: TrustDomain) -> Policy {
-    let mut compiled = Policy {
-        trust_domain,
-        names: Vec::new(),
-        deny: Vec::new(),
-        allow: Vec::new(),
-        audit: Vec::new(),
-        restricts: false,
-    };
-    for policy in policies.iter().filter(|p| !p.is_dry_run()) {
-        let at = compiled.names.len();
-        compiled.names.push(PolicyName(policy.full_name()));
-        let action = policy.spec.action;
-        compiled.restricts |= action == Action::Allow;
-        let rules = policy.spec.rules.iter().enumerate().filter_map(|(rule, document)| {
-            let groups = compile_rule(document, action, &policy.metadata.namespace)?;
-            Some(CompiledRule { at: RuleRef { policy: at, rule }, groups })
-        });
-        match action {
-            Action::Allow => compiled.allow.extend(rules),
-            Action::Deny => compiled.deny.extend(rules),
-            Action::Audit => compiled.audit.extend(rules),
+    let names = policies.iter().map(|policy| PolicyName(policy.full_name())).collect();
+    let all = || policies.iter().enumerate();
+    let live = chains(all().filter(|(_, policy)| !policy.is_dry_run()), trust_domain.as_str());
+    let tries = policies.iter().any(AuthorizationPolicy::is_dry_run);
+    let trial = tries.then(|| chains(all(), trust_domain.as_str()));
+    Policy { trust_domain, names, live, trial }
+}
+
+fn chains<'a>(
+    policies: impl Iterator<Item = (usize, &'a AuthorizationPolicy)>,
+    trust_domain: &str,
+) -> Chains {
+    let mut chains = Chains::default();
+    for (policy, document) in policies {
+        let action = document.spec.action;
+        chains.restricts |= action == Action::Allow;
+        for (layer, chain) in [(Layer::Tcp, &mut chains.tcp), (Layer::Http, &mut chains.http)] {
+            let context = Context { action, layer, namespace: &document.metadata.namespace, trust_domain };
+            let rules = document.spec.rules.iter().enumerate().filter_map(|(rule, document)| {
+                let groups = compile_rule(document, context)?;
+                Some(CompiledRule { at: RuleRef { policy, rule }, groups })
+            });
+            chain.of(action).extend(rules);
         }
     }
-    compiled
+    chains
+}
+
+impl Chain {
+    fn of(&mut self, action: Action) -> &mut Vec<CompiledRule> {
+        match action {
+            Action::Allow => &mut self.allow,
+            Action::Deny => &mut self.deny,
+            Action::Audit => &mut self.audit,
+        }
+    }
 }
 
 /// A rule's groups; `None` for an ALLOW rule with an HTTP field, which can never be met without HTTP.
-fn compile_rule(rule: &Rule, action: Action, own_namespace: &str) -> Option<Vec<Group>> {
-    let http = rule.from.iter().any(|f| source_has_http(&f.source))
-        || rule.to.iter().any(|t| operation_has_http(&t.operation))
-        || rule.when.iter().any(|c| matches!(c.key, Key::Http(_)));
-    if http && action == Action::Allow {
+fn compile_rule(rule: &Rule, context: Context<'_>) -> Option<Vec<Group>> {
+    if context.layer == Layer::Tcp && context.action == Action::Allow && rule.has_http() {
         return None;
     }
-    let from = rule.from.iter().map(|f| source_clauses(&f.source, own_namespace)).collect();
-    let to = rule.to.iter().map(|t| operation_clauses(&t.operation)).collect();
-    let when = rule.when.iter().map(|c| vec![condition_clauses(c, own_namespace)]);
+    let from = rule.from.iter().map(|f| source_clauses(&f.source, context)).collect();
+    let to = rule.to.iter().map(|t| operation_clauses(&t.operation, context)).collect();
+    let when = rule.when.iter().map(|c| vec![condition_clauses(c, context)]);
     let groups = [from, to].into_iter().chain(when).filter(|alternatives: &Vec<_>| !alternatives.is_empty());
     Some(groups.map(|alternatives| Group { alternatives }).collect())
 }
 
-fn source_has_http(source: &Source) -> bool {
-    !source.request_principals.is_empty() || !source.not_request_principals.is_empty()
+impl Rule {
+    /// Whether a field of it can only be judged with HTTP.
+    pub(super) fn has_http(&self) -> bool {
+        self.from.iter().any(|f| f.source.has_http())
+            || self.to.iter().any(|t| t.operation.has_http())
+            || self.when.iter().any(|c| c.key.is_http())
+    }
 }
 
-fn operation_has_http(operation: &Operation) -> bool {
-    let fields = [
-        &operation.hosts,
-        &operation.not_hosts,
-        &operation.methods,
-        &operation.not_methods,
-        &operation.paths,
-        &operation.not_paths,
-    ];
-    fields.iter().any(|f| !f.is_empty())
+impl Source {
+    fn has_http(&self) -> bool {
+        !self.request_principals.is_empty() || !self.not_request_principals.is_empty()
+    }
 }
 
-fn source_clauses(source: &Source, own_namespace: &str) -> Vec<Clause> {
-    let account = |a: &ServiceAccount| Test::Account {
-        namespace: a.namespace.clone().unwrap_or_else(|| own_namespace.to_owned()),
-        account: a.account.clone(),
-    };
-    let mut clauses = Vec::new();
-    let mut add = |field: &'static str, negated, tests: Vec<Test>| {
-        if !tests.is_empty() {
-            clauses.push(Clause { field: Cow::Borrowed(field), negated, tests });
+impl Operation {
+    fn has_http(&self) -> bool {
+        !self.hosts.is_empty()
+            || !self.not_hosts.is_empty()
+            || !self.methods.is_empty()
+            || !self.not_methods.is_empty()
+            || !self.paths.is_empty()
+            || !self.not_paths.is_empty()
+    }
+}
+
+/// The clauses of one source or operation: a field that is not given makes none.
+#[derive(Default)]
+struct Clauses(Vec<Clause>);
+
+impl Clauses {
+    fn field<T>(&mut self, name: &'static str, given: [&[T]; 2], test: impl Fn(&T) -> Vec<Test>) {
+        for (values, negated) in given.into_iter().zip([false, true]) {
+            if !values.is_empty() {
+                let tests = values.iter().flat_map(&test).collect();
+                self.0.push(Clause { field: Cow::Borrowed(name), negated, tests });
+            }
         }
-    };
-    let principals =
-        |list: &[super::pattern::Principal]| list.iter().map(|p| Test::Principal(p.0.clone())).collect();
-    let namespaces = |list: &[NamespacePattern]| list.iter().cloned().map(Test::Namespace).collect();
-    let accounts = |list: &[ServiceAccount]| list.iter().map(account).collect();
-    let blocks = |list: &[IpBlock]| list.iter().copied().map(Test::SourceIp).collect();
-    add("principal", false, principals(&source.principals));
-    add("principal", true, principals(&source.not_principals));
-    add("namespace", false, namespaces(&source.namespaces));
-    add("namespace", true, namespaces(&source.not_namespaces));
-    add("service account", false, accounts(&source.service_accounts));
-    add("service account", true, accounts(&source.not_service_accounts));
-    add("source address", false, blocks(&source.ip_blocks));
-    add("source address", true, blocks(&source.not_ip_blocks));
-    // Without a trusted hop in front, the remote end is the source.
-    add("remote address", false, blocks(&source.remote_ip_blocks));
-    add("remote address", true, blocks(&source.not_remote_ip_blocks));
-    clauses
+    }
 }
 
-fn operation_clauses(operation: &Operation) -> Vec<Clause> {
-    let ports = |list: &[Port]| -> Vec<Test> { list.iter().copied().map(Test::DestinationPort).collect() };
-    [(false, ports(&operation.ports)), (true, ports(&operation.not_ports))]
-        .into_iter()
-        .filter(|(_, tests)| !tests.is_empty())
-        .map(|(negated, tests)| Clause { field: "port".into(), negated, tests })
-        .collect()
+fn source_clauses(source: &Source, context: Context<'_>) -> Vec<Clause> {
+    let mut clauses = Clauses::default();
+    clauses.field("principal", [&source.principals, &source.not_principals], |p: &Principal| {
+        principal_tests(p, context.trust_domain)
+    });
+    clauses.field("namespace", [&source.namespaces, &source.not_namespaces], |n: &NamespacePattern| {
+        vec![Test::Namespace(n.clone())]
+    });
+    clauses.field("service account", [&source.service_accounts, &source.not_service_accounts], |a| {
+        vec![account_test(a, context.namespace)]
+    });
+    clauses.field("source address", [&source.ip_blocks, &source.not_ip_blocks], |b: &IpBlock| {
+        vec![Test::SourceIp(*b)]
+    });
+    clauses.field(
+        "remote address",
+        [&source.remote_ip_blocks, &source.not_remote_ip_blocks],
+        |b: &IpBlock| vec![Test::RemoteIp(*b)],
+    );
+    if context.layer == Layer::Http {
+        let given: [&[RequestPrincipal]; 2] = [&source.request_principals, &source.not_request_principals];
+        clauses.field("request principal", given, |p| vec![Test::RequestPrincipal(p.clone())]);
+    }
+    clauses.0
+}
+
+fn operation_clauses(operation: &Operation, context: Context<'_>) -> Vec<Clause> {
+    let mut clauses = Clauses::default();
+    clauses
+        .field("port", [&operation.ports, &operation.not_ports], |p: &Port| vec![Test::DestinationPort(*p)]);
+    if context.layer == Layer::Http {
+        clauses.field("host", [&operation.hosts, &operation.not_hosts], |h: &HostPattern| {
+            vec![Test::Host(h.clone())]
+        });
+        clauses.field("method", [&operation.methods, &operation.not_methods], |m: &TextPattern| {
+            vec![Test::Method(m.clone())]
+        });
+        clauses.field("path", [&operation.paths, &operation.not_paths], |p: &super::http::PathPattern| {
+            vec![Test::Path(p.clone())]
+        });
+    }
+    clauses.0
+}
+
+/// A principal of `cluster.local` means the own trust domain too (spec: authorization §1, trust-domain aliases).
+fn principal_tests(principal: &Principal, own: &str) -> Vec<Test> {
+    let mut tests = vec![Test::Principal(principal.0.clone())];
+    let text = principal.text();
+    if let Some((ANY_OWN, path)) = text.split_once('/')
+        && path.split('/').count() == 4
+        && let Ok(alias) = TextPattern::parse(&format!("{own}/{path}"))
+    {
+        tests.push(Test::Principal(alias));
+    }
+    tests
+}
+
+fn account_test(account: &ServiceAccount, own_namespace: &str) -> Test {
+    let namespace = account.namespace.clone().unwrap_or_else(|| own_namespace.to_owned());
+    Test::Account { namespace, account: account.account.clone() }
 }
 
 /// Whether a condition's values can be read; asked when the document is read.
@@ -180,40 +189,55 @@ pub(super) fn check_condition(condition: &Condition) -> Result<(), String> {
     if condition.values.is_empty() && condition.not_values.is_empty() {
         return Err("a `when` entry needs `values` or `notValues`".to_owned());
     }
-    let mut values = condition.values.iter().chain(&condition.not_values);
-    values.try_for_each(|value| test_of(&condition.key, value, "").map(|_| ()))
+    let context = Context { action: Action::Allow, layer: Layer::Http, namespace: "", trust_domain: ANY_OWN };
+    [&condition.values, &condition.not_values]
+        .into_iter()
+        .try_for_each(|values| tests_of(&condition.key, values, false, context).map(|_| ()))
 }
 
-fn condition_clauses(condition: &Condition, own_namespace: &str) -> Vec<Clause> {
-    let tests = |values: &[String]| -> Vec<Test> {
-        // `check_condition` has read every value before; an HTTP key yields no test.
-        values.iter().filter_map(|v| test_of(&condition.key, v, own_namespace).ok().flatten()).collect()
-    };
-    [(false, tests(&condition.values)), (true, tests(&condition.not_values))]
+fn condition_clauses(condition: &Condition, context: Context<'_>) -> Vec<Clause> {
+    if context.layer == Layer::Tcp && condition.key.is_http() {
+        return Vec::new();
+    }
+    [(false, &condition.values), (true, &condition.not_values)]
         .into_iter()
-        .filter(|(_, tests)| !tests.is_empty())
-        .map(|(negated, tests)| Clause { field: condition.key.name().to_owned().into(), negated, tests })
+        .filter(|(_, values)| !values.is_empty())
+        .map(|(negated, values)| {
+            // `check_condition` has read every value before.
+            let tests = tests_of(&condition.key, values, negated, context).unwrap_or_default();
+            Clause { field: condition.key.name().into(), negated, tests }
+        })
         .collect()
 }
 
-/// The test of one value under a key; `None` where only HTTP could answer.
-fn test_of(key: &Key, value: &str, own_namespace: &str) -> Result<Option<Test>, String> {
-    fn parsed<T: serde::de::DeserializeOwned>(value: &str) -> Result<T, String> {
-        serde_json::from_value(value.into()).map_err(|e| e.to_string())
+/// The tests of values under a key.
+fn tests_of(key: &Key, values: &[String], negated: bool, context: Context<'_>) -> Result<Vec<Test>, String> {
+    if let Key::Header(name) = key {
+        let patterns = values.iter().map(|v| TextPattern::parse(v)).collect::<Result<_, _>>()?;
+        let every = (context.action == Action::Allow) != negated;
+        return Ok(vec![Test::Header(name.clone(), Values { patterns, every })]);
     }
-    Ok(Some(match key {
-        Key::SourceIp | Key::RemoteIp => Test::SourceIp(IpBlock::parse(value)?),
-        Key::DestinationIp => Test::DestinationIp(IpBlock::parse(value)?),
-        Key::DestinationPort => Test::DestinationPort(Port::parse(value)?),
-        Key::SourceNamespace => Test::Namespace(parsed(value)?),
-        Key::SourcePrincipal => Test::Principal(parsed::<super::pattern::Principal>(value)?.0),
-        Key::SourceTrustDomain => Test::TrustDomain(parsed(value)?),
-        Key::Sni => Test::Sni(parsed(value)?),
-        Key::SourceServiceAccount => {
-            let account: ServiceAccount = parsed(value)?;
-            let namespace = account.namespace.unwrap_or_else(|| own_namespace.to_owned());
-            Test::Account { namespace, account: account.account }
-        }
-        Key::Http(_) => return Ok(None),
-    }))
+    let mut tests = Vec::new();
+    for value in values {
+        tests.push(match key {
+            Key::SourceIp => Test::SourceIp(IpBlock::parse(value)?),
+            Key::RemoteIp => Test::RemoteIp(IpBlock::parse(value)?),
+            Key::DestinationIp => Test::DestinationIp(IpBlock::parse(value)?),
+            Key::DestinationPort => Test::DestinationPort(Port::parse(value)?),
+            Key::SourceNamespace => Test::Namespace(NamespacePattern::parse(value)?),
+            Key::SourceTrustDomain => Test::TrustDomain(TextPattern::parse(value)?),
+            Key::Sni => Test::Sni(HostPattern::parse(value)?),
+            Key::SourceServiceAccount => account_test(&ServiceAccount::parse(value)?, context.namespace),
+            Key::RequestPrincipal => Test::RequestPrincipal(RequestPrincipal::parse(value)?),
+            Key::Audiences => Test::Audience(TextPattern::parse(value)?),
+            Key::Presenter => Test::Presenter(TextPattern::parse(value)?),
+            Key::Claim(path) => Test::Claim(path.clone(), TextPattern::parse(value)?),
+            Key::SourcePrincipal => {
+                tests.extend(principal_tests(&Principal::parse(value)?, context.trust_domain));
+                continue;
+            }
+            Key::Header(_) => continue,
+        });
+    }
+    Ok(tests)
 }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::http::{HostPattern, PathPattern, RequestPrincipal};
+use super::key::Key;
 use super::pattern::{IpBlock, NamespacePattern, Port, Principal, ServiceAccount, TextPattern};
 use crate::file::YamlError;
 use crate::id::SpiffeId;
@@ -216,8 +218,8 @@ lists! {
     Source {
         principals: Principal,
         not_principals: Principal,
-        request_principals: TextPattern,
-        not_request_principals: TextPattern,
+        request_principals: RequestPrincipal,
+        not_request_principals: RequestPrincipal,
         namespaces: NamespacePattern,
         not_namespaces: NamespacePattern,
         service_accounts: ServiceAccount,
@@ -232,14 +234,14 @@ lists! {
 lists! {
     /// What: only `ports` can be judged on a connection without HTTP.
     Operation {
-        hosts: TextPattern,
-        not_hosts: TextPattern,
+        hosts: HostPattern,
+        not_hosts: HostPattern,
         ports: Port,
         not_ports: Port,
         methods: TextPattern,
         not_methods: TextPattern,
-        paths: TextPattern,
-        not_paths: TextPattern,
+        paths: PathPattern,
+        not_paths: PathPattern,
     }
 }
 
@@ -269,77 +271,6 @@ impl<'de> Deserialize<'de> for Condition {
         let condition = Self { key, values, not_values };
         super::compile::check_condition(&condition).map_err(serde::de::Error::custom)?;
         Ok(condition)
-    }
-}
-
-/// What a `when` entry looks at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(into = "String")]
-#[schemars(with = "String")]
-pub(super) enum Key {
-    SourceIp,
-    RemoteIp,
-    SourceNamespace,
-    SourceServiceAccount,
-    SourcePrincipal,
-    SourceTrustDomain,
-    DestinationIp,
-    DestinationPort,
-    Sni,
-    /// `request.headers[…]` and `request.auth.…`: only HTTP has them.
-    Http(String),
-}
-
-const KEYS: [(&str, Key); 9] = [
-    ("source.ip", Key::SourceIp),
-    ("remote.ip", Key::RemoteIp),
-    ("source.namespace", Key::SourceNamespace),
-    ("source.serviceAccount", Key::SourceServiceAccount),
-    ("source.principal", Key::SourcePrincipal),
-    ("source.trustDomain", Key::SourceTrustDomain),
-    ("destination.ip", Key::DestinationIp),
-    ("destination.port", Key::DestinationPort),
-    ("connection.sni", Key::Sni),
-];
-
-impl std::convert::From<Key> for String {
-    fn from(key: Key) -> Self {
-        key.name().to_owned()
-    }
-}
-
-impl<'de> Deserialize<'de> for Key {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        if let Some((_, key)) = KEYS.iter().find(|(name, _)| *name == text) {
-            return Ok(key.clone());
-        }
-        if is_http_key(&text) {
-            return Ok(Self::Http(text));
-        }
-        Err(serde::de::Error::custom(format_args!("unknown condition key {text:?}")))
-    }
-}
-
-/// `request.headers[<name>]`, `request.auth.claims[<name>]…`, or one of the other claims by name.
-fn is_http_key(text: &str) -> bool {
-    let named = |rest: &str| rest.len() > 2 && rest.starts_with('[') && rest.ends_with(']');
-    match text.strip_prefix("request.") {
-        Some("auth.principal" | "auth.audiences" | "auth.presenter") => true,
-        Some(rest) => {
-            rest.strip_prefix("headers").or_else(|| rest.strip_prefix("auth.claims")).is_some_and(named)
-        }
-        None => false,
-    }
-}
-
-impl Key {
-    /// Its name in a document.
-    pub(super) fn name(&self) -> &str {
-        match self {
-            Self::Http(name) => name,
-            other => KEYS.iter().find(|(_, key)| key == other).map_or("", |(name, _)| name),
-        }
     }
 }
 

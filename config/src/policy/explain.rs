@@ -2,9 +2,12 @@
 
 use std::fmt;
 
-use super::compile::{Clause, CompiledRule, Test};
 use super::pattern::TextPattern;
-use super::{Connection, Policy, RuleRef, Verdict};
+use super::rule::{Clause, CompiledRule, Group, Question, Test};
+use super::{Policy, RuleRef, Verdict};
+
+/// How many of a field's values an explanation names.
+const SHOWN: usize = 3;
 
 /// What a verdict rests on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +25,10 @@ pub enum Because {
     NoPolicy,
     /// No ALLOW policy applies, and the peer is of another trust domain.
     ForeignTrustDomain,
+    /// No ALLOW policy applies, and this place takes peers without an identity.
+    AnonymousAdmitted,
+    /// No ALLOW policy applies, the peer has no identity, and this place wants one.
+    Anonymous,
 }
 
 /// A rule that did not match, and the first field that kept it from matching.
@@ -44,10 +51,10 @@ impl Because {
 }
 
 /// The ALLOW rule with the fewest unmet clauses; the earlier one of equals.
-pub(super) fn nearest(rules: &[CompiledRule], connection: &Connection<'_>) -> Option<Miss> {
+pub(super) fn nearest(rules: &[CompiledRule], question: &Question<'_>) -> Option<Miss> {
     let missed = rules.iter().filter_map(|rule| {
         let unmet: Vec<&Clause> =
-            rule.groups.iter().filter_map(|g| closest_alternative(g, connection)).flatten().collect();
+            rule.groups.iter().filter_map(|g| closest_alternative(g, question)).flatten().collect();
         let first = unmet.first()?;
         Some((unmet.len(), rule.at, first.wants()))
     });
@@ -56,19 +63,16 @@ pub(super) fn nearest(rules: &[CompiledRule], connection: &Connection<'_>) -> Op
 }
 
 /// The unmet clauses of a group's alternative with the fewest of them; `None` where the group is met.
-fn closest_alternative<'a>(
-    group: &'a super::compile::Group,
-    connection: &Connection<'_>,
-) -> Option<Vec<&'a Clause>> {
+fn closest_alternative<'a>(group: &'a Group, question: &Question<'_>) -> Option<Vec<&'a Clause>> {
     let unmet =
-        |clauses: &'a Vec<Clause>| clauses.iter().filter(|c| !c.matches(connection)).collect::<Vec<_>>();
+        |clauses: &'a Vec<Clause>| clauses.iter().filter(|c| !c.matches(question)).collect::<Vec<_>>();
     group.alternatives.iter().map(unmet).min_by_key(Vec::len).filter(|unmet| !unmet.is_empty())
 }
 
 impl Clause {
     fn wants(&self) -> String {
-        let values: Vec<String> = self.tests.iter().take(3).map(Test::to_string).collect();
-        let more = if self.tests.len() > 3 { ", …" } else { "" };
+        let values: Vec<String> = self.tests.iter().take(SHOWN).map(Test::to_string).collect();
+        let more = if self.tests.len() > SHOWN { ", …" } else { "" };
         let not = if self.negated { "not " } else { "" };
         format!("{not}{} {}{more}", self.field, values.join(" or "))
     }
@@ -76,18 +80,24 @@ impl Clause {
 
 impl fmt::Display for Test {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let json = |value: serde_json::Result<serde_json::Value>| {
-            value.ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
-        };
-        let text = |pattern: &TextPattern| json(serde_json::to_value(pattern));
         match self {
-            Self::Principal(p) | Self::TrustDomain(p) | Self::Sni(p) => f.write_str(&text(p)),
-            Self::Namespace(n) => f.write_str(&json(serde_json::to_value(n))),
+            Self::Principal(p) | Self::TrustDomain(p) | Self::Method(p) => f.write_str(&p.text()),
+            Self::Audience(p) | Self::Presenter(p) | Self::Claim(_, p) => f.write_str(&p.text()),
+            Self::Namespace(n) => f.write_str(&n.text()),
             Self::Account { namespace, account } => write!(f, "{namespace}/{account}"),
-            Self::SourceIp(block) | Self::DestinationIp(block) => {
-                f.write_str(&json(serde_json::to_value(block)))
+            Self::SourceIp(block) | Self::RemoteIp(block) | Self::DestinationIp(block) => {
+                f.write_str(&block.text())
             }
-            Self::DestinationPort(port) => write!(f, "{}", port.0),
+            Self::DestinationPort(port) => f.write_str(&port.text()),
+            Self::Sni(host) | Self::Host(host) => f.write_str(&host.text()),
+            Self::Path(path) => f.write_str(&path.text()),
+            Self::RequestPrincipal(principal) => f.write_str(&principal.text()),
+            Self::Header(_, values) => {
+                let patterns: Vec<String> =
+                    values.patterns.iter().take(SHOWN).map(TextPattern::text).collect();
+                let more = if values.patterns.len() > SHOWN { ", …" } else { "" };
+                write!(f, "{}{more}", patterns.join(" or "))
+            }
         }
     }
 }
@@ -95,11 +105,16 @@ impl fmt::Display for Test {
 impl Policy {
     /// A verdict in one sentence, for logs and operators.
     pub fn explain(&self, verdict: &Verdict) -> String {
+        self.explain_because(&verdict.because)
+    }
+
+    /// The same for a reason alone, such as a [`Trial`](super::Trial)'s.
+    pub fn explain_because(&self, because: &Because) -> String {
         let rule = |at: &RuleRef| match self.names.get(at.policy) {
             Some(name) => format!("{name} rule {}", at.rule),
             None => format!("rule {}", at.rule),
         };
-        match &verdict.because {
+        match because {
             Because::AllowedBy(at) => format!("allowed by {}", rule(at)),
             Because::DeniedBy(at) => format!("denied by {}", rule(at)),
             Because::NoRuleAllows { nearest: Some(miss) } => {
@@ -112,6 +127,10 @@ impl Policy {
             Because::ForeignTrustDomain => {
                 "the peer is of another trust domain and no policy names it".to_owned()
             }
+            Because::AnonymousAdmitted => {
+                "no policy applies; a peer without an identity is taken here".to_owned()
+            }
+            Because::Anonymous => "the peer has no identity and no policy admits it".to_owned(),
         }
     }
 }

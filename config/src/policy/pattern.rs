@@ -4,13 +4,12 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::id::SpiffeId;
 
-/// The longest pattern in bytes; a SPIFFE ID fits.
-const MAX_PATTERN: usize = 2048;
+/// The longest pattern in bytes: longer than any host, path or identity that people write.
+const MAX_PATTERN: usize = 1024;
 
 /// `abc`, `abc*`, `*abc` or `*`; a star elsewhere is a star.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +31,17 @@ impl TextPattern {
         }
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    /// The same for a header's value, which need not be text.
+    pub(super) fn matches_bytes(&self, bytes: &[u8]) -> bool {
+        match self {
+            Self::Exact(exact) => bytes == exact.as_bytes(),
+            Self::Prefix(prefix) => bytes.starts_with(prefix.as_bytes()),
+            Self::Suffix(suffix) => bytes.ends_with(suffix.as_bytes()),
+            Self::Present => !bytes.is_empty(),
+        }
+    }
+
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         check_length(text)?;
         Ok(if text == "*" {
             Self::Present
@@ -45,7 +54,7 @@ impl TextPattern {
         })
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         match self {
             Self::Exact(exact) => exact.clone(),
             Self::Prefix(prefix) => format!("{prefix}*"),
@@ -66,14 +75,14 @@ impl Principal {
         self.0.matches(id.principal())
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         if text.starts_with("spiffe://") {
             return Err(format!("principal {text:?} must be written without `spiffe://`"));
         }
         TextPattern::parse(text).map(Self)
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         self.0.text()
     }
 }
@@ -97,7 +106,7 @@ impl NamespacePattern {
         left.ends_with(tail)
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         check_length(text)?;
         if text.contains('/') {
             return Err(format!("namespace {text:?} must not hold a `/`"));
@@ -105,7 +114,7 @@ impl NamespacePattern {
         Ok(Self(text.to_owned()))
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         self.0.clone()
     }
 }
@@ -118,7 +127,7 @@ pub(super) struct ServiceAccount {
 }
 
 impl ServiceAccount {
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         check_length(text)?;
         let (namespace, account) = match text.split_once('/') {
             Some((namespace, account)) => (Some(namespace.to_owned()), account),
@@ -133,7 +142,7 @@ impl ServiceAccount {
         Ok(Self { namespace, account: account.to_owned() })
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         match &self.namespace {
             Some(namespace) => format!("{namespace}/{}", self.account),
             None => self.account.clone(),
@@ -168,7 +177,7 @@ impl IpBlock {
         Err(format!("{text:?} is not a CIDR block{why}"))
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         self.0.to_string()
     }
 }
@@ -192,12 +201,12 @@ impl Port {
         port.map(Self).ok_or_else(|| format!("{text:?} is not a port (1 to 65535)"))
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         self.0.to_string()
     }
 }
 
-fn check_length(text: &str) -> Result<(), String> {
+pub(super) fn check_length(text: &str) -> Result<(), String> {
     match text.len() {
         0 => Err("an empty pattern matches nothing; leave the field out to match everything".to_owned()),
         n if n > MAX_PATTERN => Err(format!("a pattern of {n} bytes is too long (at most {MAX_PATTERN})")),
@@ -205,7 +214,8 @@ fn check_length(text: &str) -> Result<(), String> {
     }
 }
 
-macro_rules! text_serde {
+/// A type that stands in documents as a text, by its `parse` and `text`.
+macro_rules! text_schema {
     ($($type:ident),+) => {$(
         impl Serialize for $type {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -219,16 +229,17 @@ macro_rules! text_serde {
             }
         }
 
-        impl JsonSchema for $type {
+        impl schemars::JsonSchema for $type {
             fn schema_name() -> std::borrow::Cow<'static, str> {
                 stringify!($type).into()
             }
 
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
                 schemars::json_schema!({ "type": "string" })
             }
         }
     )+};
 }
+pub(super) use text_schema;
 
-text_serde!(TextPattern, Principal, NamespacePattern, ServiceAccount, IpBlock, Port);
+text_schema!(TextPattern, Principal, NamespacePattern, ServiceAccount, IpBlock, Port);

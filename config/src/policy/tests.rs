@@ -1,4 +1,4 @@
-//! What policies mean on a connection without HTTP, against Istio's semantics (spec: authorization §1, §6).
+//! What policies mean on connections and on requests, against Istio's semantics (spec: authorization §1, §6).
 
 use super::{AuthorizationPolicy, Connection, Policy, Verdict};
 use crate::id::SpiffeId;
@@ -8,6 +8,7 @@ mod explain;
 mod fields;
 mod order;
 mod reference;
+mod requests;
 
 const PAY: &str = "spiffe://corp.example/ns/shop/sa/pay";
 const PARTNER: &str = "spiffe://partner.example/ns/shop/sa/pay";
@@ -45,8 +46,10 @@ fn from(id: &str) -> From {
 impl From {
     fn verdict(&self, policy: &Policy) -> Verdict {
         policy.decide(&Connection {
-            peer: &self.id,
+            peer: Some(&self.id),
+            admits_anonymous: false,
             source_ip: self.ip.parse().unwrap(),
+            remote_ip: self.ip.parse().unwrap(),
             destination_ip: "10.0.0.2".parse().unwrap(),
             destination_port: self.port,
             sni: self.sni,

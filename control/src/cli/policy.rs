@@ -147,8 +147,10 @@ impl Check {
             policies.into_iter().filter(|p| p.applies_to(&to, &BTreeMap::new(), &self.root_namespace));
         let policy = Policy::compile(&applying.collect::<Vec<_>>(), to.trust_domain());
         let verdict = policy.decide(&Connection {
-            peer: &from,
+            peer: Some(&from),
+            admits_anonymous: false,
             source_ip: self.source_ip,
+            remote_ip: self.source_ip,
             destination_ip: Ipv4Addr::UNSPECIFIED.into(),
             destination_port: self.port,
             sni: None,

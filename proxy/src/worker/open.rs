@@ -57,8 +57,10 @@ impl Facts {
     /// The question itself. The mesh sends no server name.
     pub fn of<'a>(&self, peer: &'a SpiffeId) -> Connection<'a> {
         Connection {
-            peer,
+            peer: Some(peer),
+            admits_anonymous: false,
             source_ip: self.source_ip,
+            remote_ip: self.source_ip,
             destination_ip: self.destination_ip,
             destination_port: self.destination_port,
             sni: None,

@@ -74,6 +74,26 @@ fn a_mistake_is_named_with_its_place() {
             "7:3  error: unknown field `targetRefs`; known here: `selector`, `action`, `rules`",
         ),
         (
+            rule("to:\n    - operation:\n        paths: [\"/a/{**}/{*}\"]"),
+            "10:17  error: path template \"/a/{**}/{*}\": `{**}` must be the last operator",
+        ),
+        (
+            rule("to:\n    - operation:\n        paths: [\"/a/{*}.txt\"]"),
+            "10:17  error: path template \"/a/{*}.txt\": a segment is `{*}`, `{**}` or plain text without `*`, `{` and `}`",
+        ),
+        (
+            rule("to:\n    - operation:\n        paths: [\"/a/{id}\"]"),
+            "10:17  error: path \"/a/{id}\": braces stand only in the templates {*} and {**}",
+        ),
+        (
+            rule("from:\n    - source:\n        requestPrincipals: [someone]"),
+            "10:29  error: \"someone\" is not a request principal; write `<issuer>/<subject>`, divided at the last `/`",
+        ),
+        (
+            rule("when:\n    - key: request.headers[:path]\n      values: [a]"),
+            "9:12  error: \"request.headers[:path]\" is no header; use `hosts`, `methods` or `paths` of an operation",
+        ),
+        (
             document("p", "\n  action: DENY\n  action: ALLOW"),
             "8:3  error: duplicate mapping key `action` is not allowed here",
         ),

@@ -208,7 +208,8 @@ fn source() -> impl Strategy<Value = Value> {
         ("ipBlocks", &BLOCKS),
         ("remoteIpBlocks", &BLOCKS),
     ];
-    const WITH_HTTP: &[(&str, &[&str])] = &[("principals", &PRINCIPALS), ("requestPrincipals", &HTTP)];
+    const WITH_HTTP: &[(&str, &[&str])] =
+        &[("principals", &PRINCIPALS), ("requestPrincipals", &["a/b", "*"])];
     prop_oneof![9 => object(PLAIN), 1 => object(WITH_HTTP)].prop_map(|s| json!({ "source": s }))
 }
 
@@ -268,8 +269,10 @@ proptest! {
         let compiled = Policy::compile(&policies, OWN.parse().unwrap());
         let id: SpiffeId = IDS[case.id].parse().unwrap();
         let verdict = compiled.decide(&Connection {
-            peer: &id,
+            peer: Some(&id),
+            admits_anonymous: false,
             source_ip: IPS[case.ip].parse().unwrap(),
+            remote_ip: IPS[case.ip].parse().unwrap(),
             destination_ip: "192.0.2.1".parse().unwrap(),
             destination_port: PORTS[case.port],
             sni: case.sni,
