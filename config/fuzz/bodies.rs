@@ -14,7 +14,7 @@ use postern_config::http::proxy_protocol::{self, Parsed};
 use postern_config::http::trace::TraceParent;
 use postern_config::http::xfcc::{self, Caller, Element, Mode};
 use postern_config::id::SpiffeId;
-use postern_config::policy::{AuthorizationPolicy, Connection, Policy};
+use postern_config::policy::{Connection, Document, MtlsModes, Policy, read_stream};
 use postern_config::revocation::Revocations;
 use postern_config::svid::{Algorithms, Role, verify};
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
@@ -97,11 +97,17 @@ fn digest(bytes: &[u8]) -> [u8; 32] {
 /// What loads, from YAML or JSON, survives the wire, and decides without panicking.
 pub(crate) fn policy(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let mut policies = AuthorizationPolicy::from_yaml_stream(text).unwrap_or_default();
-    policies.extend(AuthorizationPolicy::from_json(text));
-    for policy in &policies {
-        assert_eq!(&AuthorizationPolicy::from_json(&policy.to_json()).unwrap(), policy);
+    let mut documents = read_stream(text).unwrap_or_default();
+    documents.extend(Document::from_json(text));
+    let (mut policies, mut peers) = (Vec::new(), Vec::new());
+    for document in documents {
+        assert_eq!(Document::from_json(&document.to_json()).unwrap(), document);
+        match document {
+            Document::Policy(policy) => policies.push(policy),
+            Document::Peer(peer) => peers.push(peer),
+        }
     }
+    let _ = MtlsModes::effective(&peers, "istio-system").of(8080);
     let compiled = Policy::compile(&policies, "corp.example".parse().unwrap());
     let peer = ID.parse().unwrap();
     let verdict = compiled.decide(&Connection {

@@ -108,6 +108,50 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, YamlError> {
     serde_saphyr::from_str(text).map_err(|e| explain(&e))
 }
 
+/// One document of a YAML text, not read yet.
+#[derive(Debug, Clone, Copy)]
+pub struct Piece<'a> {
+    text: &'a str,
+    /// How many lines of the whole text stand before it.
+    lines_before: u64,
+}
+
+impl Piece<'_> {
+    /// Reads it; a mistake's line is that of the whole text.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, YamlError> {
+        parse(self.text).map_err(|mut error| {
+            error.place = error.place.map(|(line, column)| (line + self.lines_before, column));
+            error
+        })
+    }
+
+    /// How many lines of the whole text stand before it.
+    pub fn lines_before(&self) -> u64 {
+        self.lines_before
+    }
+}
+
+/// The documents of a YAML text, for those who must look at one before they know its type. A line that begins with `---`
+/// begins a document wherever it stands (YAML 1.2 §9.1.2).
+pub fn pieces(text: &str) -> impl Iterator<Item = Piece<'_>> {
+    let mut rest = Some((text, 0));
+    std::iter::from_fn(move || {
+        let (text, lines_before) = rest.take()?;
+        let mut at = 0;
+        for (count, line) in (0..).zip(text.split_inclusive('\n')) {
+            let marks = line
+                .strip_prefix("---")
+                .is_some_and(|more| more.trim_start().len() < more.len() || more.is_empty());
+            if marks && at > 0 {
+                rest = Some((&text[at..], lines_before + count));
+                break;
+            }
+            at += line.len();
+        }
+        Some(Piece { text: &text[..at], lines_before })
+    })
+}
+
 /// Reads every YAML document of a text; empty ones are skipped.
 pub fn parse_stream<T: DeserializeOwned>(text: &str) -> Result<Vec<T>, YamlError> {
     serde_saphyr::from_str_multiple::<T, Vec<T>>(text).map_err(|e| explain(&e))

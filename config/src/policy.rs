@@ -24,13 +24,17 @@ mod explain;
 mod http;
 mod key;
 mod pattern;
+mod peer;
 mod rule;
+mod stream;
 #[cfg(test)]
 mod tests;
 
 pub use document::{Action, AuthorizationPolicy, Metadata, PolicyError};
 pub use explain::Because;
 pub use pattern::Principal;
+pub use peer::{MtlsMode, MtlsModes, PeerAuthentication, PeerKind, PeerSpec};
+pub use stream::{Document, DocumentKind, read_stream};
 
 use rule::{CompiledRule, Question};
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::bundle::{BundleError, BundleSet, TrustBundle};
 use crate::id::{IdError, SpiffeId, TrustDomain};
-use crate::policy::{AuthorizationPolicy, PolicyError};
+use crate::policy::{AuthorizationPolicy, MtlsModes, PeerAuthentication, PolicyError};
 use crate::revocation::Revocations;
 use crate::service::{Service, ServiceError};
 
@@ -77,9 +77,13 @@ impl From<&BundleSet> for v1::BundleSet {
     }
 }
 
-/// The policies of a message, in order.
-pub fn policies(message: &v1::PolicySet) -> Result<Vec<AuthorizationPolicy>, WireError> {
-    message.documents.iter().map(|d| Ok(AuthorizationPolicy::from_json(d)?)).collect()
+/// The policies of a message, in order, and the modes that its peer authentications come to.
+pub fn policies(message: &v1::PolicySet) -> Result<(Vec<AuthorizationPolicy>, MtlsModes), WireError> {
+    let policies = message.documents.iter().map(|d| Ok(AuthorizationPolicy::from_json(d)?));
+    let peers = message.peer_authentications.iter().map(|d| Ok(PeerAuthentication::from_json(d)?));
+    let policies = policies.collect::<Result<_, WireError>>()?;
+    let peers = peers.collect::<Result<Vec<_>, WireError>>()?;
+    Ok((policies, MtlsModes::effective(&peers, &message.root_namespace)))
 }
 
 impl TryFrom<&v1::RevocationSet> for Revocations {

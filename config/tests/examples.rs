@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use postern_config::file;
 use postern_config::file::control::ControlConfig;
 use postern_config::file::proxy::ProxyConfig;
-use postern_config::policy::AuthorizationPolicy;
+use postern_config::policy::{Document, read_stream};
 use postern_config::service::Service;
 
 fn folder() -> PathBuf {
@@ -46,11 +46,11 @@ fn every_policy_loads_and_survives_the_wire() {
     let paths = files(&folder().join("policies"));
     assert!(paths.len() >= 6);
     for path in paths {
-        let policies = AuthorizationPolicy::from_yaml_stream(&file::read(&path).unwrap())
-            .unwrap_or_else(|e| panic!("{}:{e}", path.display()));
-        assert!(!policies.is_empty());
-        for policy in policies {
-            assert_eq!(AuthorizationPolicy::from_json(&policy.to_json()).unwrap(), policy);
+        let documents =
+            read_stream(&file::read(&path).unwrap()).unwrap_or_else(|e| panic!("{}:{e}", path.display()));
+        assert!(!documents.is_empty());
+        for document in documents {
+            assert_eq!(Document::from_json(&document.to_json()).unwrap(), document);
         }
     }
 }
@@ -64,7 +64,6 @@ fn the_compose_files_mesh_loads_and_makes_sense() {
     let services = file::load_stream::<Service>(&mesh.join("services.yaml")).unwrap();
     assert!(!services.is_empty());
     services.iter().for_each(|s| s.check().unwrap());
-    let policies =
-        AuthorizationPolicy::from_yaml_stream(&file::read(&mesh.join("policy.yaml")).unwrap()).unwrap();
+    let policies = read_stream(&file::read(&mesh.join("policy.yaml")).unwrap()).unwrap();
     assert!(!policies.is_empty());
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what a test prepares must succeed")]
 
 use postern_config::bundle::{BundleSet, TrustBundle};
+use postern_config::policy::MtlsMode;
 use postern_config::revocation::Revocations;
 use postern_config::wire::{self, WireError, v1};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose};
@@ -108,11 +109,39 @@ fn policies_are_read_in_order_and_one_bad_one_refuses_them_all() {
             r#"{{"apiVersion":"security.istio.io/v1","kind":"AuthorizationPolicy","metadata":{{"name":"{name}"}},"spec":{{}}}}"#
         )
     };
-    let read = |documents: &[String]| wire::policies(&v1::PolicySet { documents: documents.to_vec() });
+    let read = |documents: &[String]| {
+        wire::policies(&v1::PolicySet { documents: documents.to_vec(), ..v1::PolicySet::default() })
+    };
     let names: Vec<String> =
-        read(&[document("b"), document("a")]).unwrap().iter().map(|p| p.full_name()).collect();
+        read(&[document("b"), document("a")]).unwrap().0.iter().map(|p| p.full_name()).collect();
     assert_eq!(names, ["default/b", "default/a"]);
     for bad in [String::new(), "{}".into(), document("x").replace("spec", "speck"), document("x") + "x"] {
         assert!(matches!(read(&[document("a"), bad.clone()]), Err(WireError::Policy(_))), "{bad}");
+    }
+}
+
+#[test]
+fn peer_authentications_become_modes_and_one_bad_one_refuses_the_message() {
+    let peer = |namespace: &str, spec: &str| {
+        format!(
+            r#"{{"apiVersion":"security.istio.io/v1","kind":"PeerAuthentication","metadata":{{"name":"p","namespace":"{namespace}"}},"spec":{spec}}}"#
+        )
+    };
+    let read = |peers: &[String]| {
+        wire::policies(&v1::PolicySet {
+            documents: Vec::new(),
+            peer_authentications: peers.to_vec(),
+            root_namespace: "root".into(),
+        })
+    };
+    let (mesh, own) =
+        (peer("root", r#"{"mtls":{"mode":"DISABLE"}}"#), peer("shop", r#"{"mtls":{"mode":"PERMISSIVE"}}"#));
+    assert_eq!(read(&[]).unwrap().1.of(1), None);
+    assert_eq!(read(std::slice::from_ref(&mesh)).unwrap().1.of(1), Some(MtlsMode::Disable));
+    assert_eq!(read(&[own, mesh.clone()]).unwrap().1.of(1), Some(MtlsMode::Permissive));
+    for bad in
+        [String::new(), mesh.replace("DISABLE", "OFF"), mesh.replace("mtls", "tls"), mesh.replace("v1", "v3")]
+    {
+        assert!(matches!(read(&[mesh.clone(), bad.clone()]), Err(WireError::Policy(_))), "{bad}");
     }
 }

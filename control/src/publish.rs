@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use postern_config::bundle::{BundleError, BundleSet};
 use postern_config::id::SpiffeId;
-use postern_config::policy::AuthorizationPolicy;
+use postern_config::policy::{AuthorizationPolicy, PeerAuthentication};
 use postern_config::wire::v1;
 use tokio::sync::{Mutex, watch};
 
@@ -40,6 +40,7 @@ pub struct World {
     pub bundles: Arc<BundleSet>,
     bundle_message: v1::BundleSet,
     policies: Vec<(AuthorizationPolicy, String)>,
+    peers: Vec<(PeerAuthentication, String)>,
     services: v1::ServiceSet,
     owners: HashMap<String, SpiffeId>,
 }
@@ -110,9 +111,10 @@ impl World {
     async fn load(store: &Store, ca: &Ca) -> Result<Self, PublishError> {
         let generation = store.counter("generation").await?;
         let bundles: BundleSet = [ca.bundle(store.counter("bundle").await?)?].into_iter().collect();
-        let policies =
-            store.policies().await?.into_iter().map(|p| (p.to_json(), p)).map(|(json, p)| (p, json));
-        let policies = policies.collect();
+        let policies = store.policies().await?.into_iter().map(|p| (p.to_json(), p));
+        let policies = policies.map(|(json, policy)| (policy, json)).collect();
+        let peers = store.peer_authentications().await?.into_iter().map(|p| (p.to_json(), p));
+        let peers = peers.map(|(json, peer)| (peer, json)).collect();
         let mut announced: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for one in store.announced().await? {
             announced.entry(one.service).or_default().push(one.address);
@@ -130,7 +132,8 @@ impl World {
         }
         let bundle_message = v1::BundleSet::from(&bundles);
         let services = v1::ServiceSet { services };
-        Ok(Self { generation, bundles: Arc::new(bundles), bundle_message, policies, services, owners })
+        let bundles = Arc::new(bundles);
+        Ok(Self { generation, bundles, bundle_message, policies, peers, services, owners })
     }
 
     /// What the workload `id` with these labels has to know.
@@ -140,11 +143,15 @@ impl World {
         labels: &BTreeMap<String, String>,
         root_namespace: &str,
     ) -> Sections {
-        let applying =
-            self.policies.iter().filter(|(policy, _)| policy.applies_to(id, labels, root_namespace));
+        let policies = self.policies.iter().filter(|(p, _)| p.applies_to(id, labels, root_namespace));
+        let peers = self.peers.iter().filter(|(p, _)| p.applies_to(id, labels, root_namespace));
         Sections {
             bundles: self.bundle_message.clone(),
-            policies: v1::PolicySet { documents: applying.map(|(_, json)| json.clone()).collect() },
+            policies: v1::PolicySet {
+                documents: policies.map(|(_, json)| json.clone()).collect(),
+                peer_authentications: peers.map(|(_, json)| json.clone()).collect(),
+                root_namespace: root_namespace.to_owned(),
+            },
             revocations: v1::RevocationSet::default(),
             services: self.services.clone(),
         }
@@ -163,6 +170,11 @@ impl World {
     /// All policies.
     pub fn policies(&self) -> impl Iterator<Item = &AuthorizationPolicy> {
         self.policies.iter().map(|(policy, _)| policy)
+    }
+
+    /// All peer authentications.
+    pub fn peers(&self) -> impl Iterator<Item = &PeerAuthentication> {
+        self.peers.iter().map(|(peer, _)| peer)
     }
 }
 

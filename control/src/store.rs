@@ -14,6 +14,7 @@ use sqlx::{Any, AnyPool, Row as _};
 mod audit;
 mod lineages;
 mod mesh;
+mod policies;
 mod tokens;
 
 pub use audit::Record;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use postern_config::policy::{Connection, Policy, PolicyName, Request, Verdict};
+use postern_config::policy::{Connection, MtlsMode, MtlsModes, Policy, PolicyName, Request, Verdict};
 
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::DecisionCounters;
@@ -14,6 +14,7 @@ const DEFAULT: &str = "default";
 #[derive(Debug)]
 pub struct CurrentPolicy {
     policy: Policy,
+    modes: MtlsModes,
     by_policy: Vec<Decider>,
     default: DecisionCounters,
 }
@@ -27,18 +28,28 @@ struct Decider {
 
 impl CurrentPolicy {
     /// Looks up the counters of a compiled policy.
-    pub fn new(policy: Policy, metrics: &Metrics) -> Self {
+    pub fn new(policy: Policy, modes: MtlsModes, metrics: &Metrics) -> Self {
         let decider = |name: &PolicyName| Decider {
             name: name.0.as_str().into(),
             counters: metrics.decisions(&name.0),
         };
         let by_policy = policy.names().iter().map(decider).collect();
-        Self { policy, by_policy, default: metrics.decisions(DEFAULT) }
+        Self { policy, modes, by_policy, default: metrics.decisions(DEFAULT) }
     }
 
     /// The compiled policy.
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// What a workload's port takes, mutual TLS or plain text: as pushed, else `local`, the listener's own choice.
+    pub fn mtls_mode_or(&self, port: u16, local: MtlsMode) -> MtlsMode {
+        self.modes.of(port).unwrap_or(local)
+    }
+
+    /// The same for a listener without a choice of its own: mutual TLS alone, unless a pushed document says otherwise.
+    pub fn mtls_mode(&self, port: u16) -> MtlsMode {
+        self.mtls_mode_or(port, MtlsMode::Strict)
     }
 
     /// Decides on a new connection without HTTP, and counts the decision.

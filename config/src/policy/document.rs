@@ -23,9 +23,9 @@ pub enum PolicyError {
     /// JSON from the control plane that is not a policy.
     #[error("policy document: {0}")]
     Json(#[from] serde_json::Error),
-    /// The same name twice in one input.
-    #[error("policy {0} stands twice in the input")]
-    Twice(String),
+    /// The same kind and name twice in one input.
+    #[error("{0} {1} stands twice in the input")]
+    Twice(&'static str, String),
 }
 
 /// One `AuthorizationPolicy`.
@@ -96,13 +96,20 @@ pub struct Metadata {
     managed_fields: Ignored,
 }
 
+impl Metadata {
+    /// `<namespace>/<name>`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+}
+
 fn default_namespace() -> String {
     "default".to_owned()
 }
 
 /// A field that is read and forgotten.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Ignored;
+pub(super) struct Ignored;
 
 impl<'de> Deserialize<'de> for Ignored {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -275,17 +282,6 @@ impl<'de> Deserialize<'de> for Condition {
 }
 
 impl AuthorizationPolicy {
-    /// Reads every document of a YAML text; the first mistake refuses them all.
-    pub fn from_yaml_stream(text: &str) -> Result<Vec<Self>, PolicyError> {
-        let policies: Vec<Self> = crate::file::parse_stream(text)?;
-        for (index, policy) in policies.iter().enumerate() {
-            if policies[..index].iter().any(|earlier| earlier.full_name() == policy.full_name()) {
-                return Err(PolicyError::Twice(policy.full_name()));
-            }
-        }
-        Ok(policies)
-    }
-
     /// Reads one JSON document, as [`Self::to_json`] writes it.
     pub fn from_json(text: &str) -> Result<Self, PolicyError> {
         Ok(serde_json::from_str(text)?)
@@ -298,7 +294,7 @@ impl AuthorizationPolicy {
 
     /// `<namespace>/<name>`.
     pub fn full_name(&self) -> String {
-        format!("{}/{}", self.metadata.namespace, self.metadata.name)
+        self.metadata.full_name()
     }
 
     /// Whether it only tries itself out.
@@ -313,10 +309,19 @@ impl AuthorizationPolicy {
         labels: &BTreeMap<String, String>,
         root_namespace: &str,
     ) -> bool {
-        let namespace = &self.metadata.namespace;
-        let in_scope = namespace == root_namespace || workload.namespace() == Some(namespace);
-        let selected =
-            self.spec.selector.iter().flat_map(|s| &s.match_labels).all(|(k, v)| labels.get(k) == Some(v));
-        in_scope && selected
+        in_scope(&self.metadata, self.spec.selector.as_ref(), workload, labels, root_namespace)
     }
+}
+
+/// Whether a document is meant for a workload: by namespace, or everywhere from the root namespace, and by labels.
+pub(super) fn in_scope(
+    metadata: &Metadata,
+    selector: Option<&Selector>,
+    workload: &SpiffeId,
+    labels: &BTreeMap<String, String>,
+    root_namespace: &str,
+) -> bool {
+    let namespace = &metadata.namespace;
+    let reaches = namespace == root_namespace || workload.namespace() == Some(namespace);
+    reaches && selector.iter().flat_map(|s| &s.match_labels).all(|(k, v)| labels.get(k) == Some(v))
 }

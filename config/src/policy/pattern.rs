@@ -192,7 +192,7 @@ fn canonical(net: IpNet) -> IpNet {
 }
 
 /// A port, written as text as Istio does, or as a number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Port(pub(super) u16);
 
 impl Port {

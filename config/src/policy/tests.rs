@@ -1,12 +1,13 @@
 //! What policies mean on connections and on requests, against Istio's semantics (spec: authorization §1, §6).
 
-use super::{AuthorizationPolicy, Connection, Policy, Verdict};
+use super::{AuthorizationPolicy, Connection, Document, Policy, PolicyError, Verdict, read_stream};
 use crate::id::SpiffeId;
 
 mod documents;
 mod explain;
 mod fields;
 mod order;
+mod peers;
 mod reference;
 mod requests;
 
@@ -21,7 +22,16 @@ fn document(name: &str, spec: &str) -> String {
 }
 
 fn read(documents: &[String]) -> Vec<AuthorizationPolicy> {
-    AuthorizationPolicy::from_yaml_stream(&documents.join("---\n")).unwrap()
+    policies(&documents.join("---\n")).unwrap()
+}
+
+/// The authorization policies of a text.
+fn policies(text: &str) -> Result<Vec<AuthorizationPolicy>, PolicyError> {
+    let policy = |document| match document {
+        Document::Policy(policy) => Some(policy),
+        Document::Peer(_) => None,
+    };
+    Ok(read_stream(text)?.into_iter().filter_map(policy).collect())
 }
 
 /// The policies `p0`, `p1`, … with these specs, compiled for corp.example.

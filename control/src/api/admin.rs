@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use http::StatusCode;
-use postern_config::policy::AuthorizationPolicy;
+use postern_config::policy::{Document, DocumentKind, Metadata};
 use postern_config::service::Service;
 use serde::Deserialize;
 use serde_json::json;
@@ -166,7 +166,8 @@ async fn delete_service(
 
 async fn policies(State(plane): Shared) -> Json<Vec<serde_json::Value>> {
     let world = plane.publisher.world();
-    Json(world.policies().map(|policy| json!(policy)).collect())
+    let policies = world.policies().map(|policy| json!(policy));
+    Json(policies.chain(world.peers().map(|peer| json!(peer))).collect())
 }
 
 async fn apply_policies(
@@ -177,9 +178,15 @@ async fn apply_policies(
     let mut change = plane.store.change().await?;
     let mut applied = Vec::with_capacity(wanted.documents.len());
     for document in &wanted.documents {
-        let policy = AuthorizationPolicy::from_json(document).map_err(|why| Failed::bad(why.to_string()))?;
-        change.put_policy(&policy.metadata.namespace, &policy.metadata.name, &policy.to_json()).await?;
-        applied.push(policy.full_name());
+        let document = Document::from_json(document).map_err(|why| Failed::bad(why.to_string()))?;
+        if let Document::Peer(peer) = &document
+            && peer.is_void(plane.publisher.root_namespace())
+        {
+            return Err(Failed::bad(peer.void_message()));
+        }
+        let Metadata { namespace, name, .. } = document.metadata();
+        change.put_document(document.kind(), namespace, name, &document.to_json()).await?;
+        applied.push(document.metadata().full_name());
     }
     publish(&plane, change, &operator, "policy apply", applied).await
 }
@@ -188,13 +195,33 @@ async fn delete_policy(
     State(plane): Shared,
     Extension(operator): By,
     Path((namespace, name)): Path<(String, String)>,
+    Query(wanted): Query<OfKind>,
 ) -> Result<Json<Applied>, Failed> {
+    let kinds = [DocumentKind::AuthorizationPolicy, DocumentKind::PeerAuthentication];
     let mut change = plane.store.change().await?;
-    if !change.remove_policy(&namespace, &name).await? {
-        let message = format!("there is no policy {namespace}/{name}");
-        return Err(Failed::new(StatusCode::NOT_FOUND, "not_found", message));
+    let mut removed = Vec::new();
+    for kind in kinds.into_iter().filter(|kind| wanted.kind.is_none_or(|wanted| wanted == *kind)) {
+        if change.remove_document(kind, &namespace, &name).await? {
+            removed.push(kind);
+        }
     }
-    publish(&plane, change, &operator, "policy delete", vec![format!("{namespace}/{name}")]).await
+    match removed.as_slice() {
+        [_] => publish(&plane, change, &operator, "policy delete", vec![format!("{namespace}/{name}")]).await,
+        [] => {
+            let message = format!("there is no policy {namespace}/{name}");
+            Err(Failed::new(StatusCode::NOT_FOUND, "not_found", message))
+        }
+        // Nothing is committed.
+        _ => Err(Failed::bad(format!(
+            "{namespace}/{name} is an AuthorizationPolicy and a PeerAuthentication; say which: --kind"
+        ))),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfKind {
+    kind: Option<DocumentKind>,
 }
 
 /// Ends a change that proxies must hear of: record, number, commit, push.

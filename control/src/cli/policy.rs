@@ -1,4 +1,4 @@
-//! `postern policy`: Istio's `AuthorizationPolicy`, applied as a whole or not at all.
+//! `postern policy`: Istio's `AuthorizationPolicy` and `PeerAuthentication`, applied as a whole or not at all.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use postern_config::file;
 use postern_config::id::SpiffeId;
-use postern_config::policy::{AuthorizationPolicy, Connection, Policy, PolicyError};
+use postern_config::policy::{Connection, Document, DocumentKind, Policy, PolicyError, read_stream};
 
 use super::service::print;
 use super::{CliError, Common, output};
@@ -18,9 +18,12 @@ pub(super) enum Command {
     /// Create or replace policies; a mistake in one of them applies none
     #[command(after_help = "Example:\n  postern policy apply -f policies.yaml")]
     Apply(Files),
-    /// Show the policies in force
-    #[command(after_help = "Example:\n  postern policy show --output json")]
-    Show,
+    /// List the policies in force, or show one
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  postern policy list\n  postern policy show shop/payments-callers"
+    )]
+    Show(Show),
     /// Check policies without a control plane, and say what they would decide
     Check(Check),
     /// Remove a policy
@@ -28,7 +31,16 @@ pub(super) enum Command {
     Delete {
         /// NAMESPACE/NAME
         policy: String,
+        /// AuthorizationPolicy or PeerAuthentication, where both kinds have this name
+        #[arg(long)]
+        kind: Option<DocumentKind>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    /// NAMESPACE/NAME; left out, all are listed
+    policy: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -67,14 +79,19 @@ impl Command {
     pub(super) async fn run(self, common: &Common) -> Result<(), CliError> {
         match self {
             Self::Apply(files) => apply(common, &files).await,
-            Self::Show => show(common).await,
+            Self::Show(wanted) => wanted.run(common).await,
             Self::Check(check) => check.run(common),
-            Self::Delete { policy } => {
+            Self::Delete { policy, kind } => {
                 let path = match policy.split_once('/') {
                     Some((namespace, name)) if is_name(namespace) && is_name(name) => policy,
                     _ => return Err(CliError::Failed(format!("{policy:?} is not NAMESPACE/NAME"))),
                 };
-                print(common, &common.client().delete(&format!("/v1/policies/{path}")).await?, "deleted")
+                let kind = kind.map_or(String::new(), |kind| format!("?kind={}", kind.as_str()));
+                print(
+                    common,
+                    &common.client().delete(&format!("/v1/policies/{path}{kind}")).await?,
+                    "deleted",
+                )
             }
         }
     }
@@ -82,9 +99,9 @@ impl Command {
 
 async fn apply(common: &Common, files: &Files) -> Result<(), CliError> {
     let client = common.client();
-    match files.policies() {
-        Ok(policies) => {
-            let documents = policies.iter().map(AuthorizationPolicy::to_json).collect();
+    match files.documents() {
+        Ok(documents) => {
+            let documents = documents.iter().map(Document::to_json).collect();
             print(common, &client.post("/v1/policies", &ApplyPolicies { documents }).await?, "applied")
         }
         Err(mistake) => {
@@ -97,43 +114,70 @@ async fn apply(common: &Common, files: &Files) -> Result<(), CliError> {
     }
 }
 
-async fn show(common: &Common) -> Result<(), CliError> {
-    let policies: Vec<AuthorizationPolicy> = common.client().get("/v1/policies").await?;
-    if common.is_json() {
-        return output::json(&policies);
+impl Show {
+    async fn run(self, common: &Common) -> Result<(), CliError> {
+        let values: Vec<serde_json::Value> = common.client().get("/v1/policies").await?;
+        let mut documents = Vec::with_capacity(values.len());
+        for value in &values {
+            let document = Document::from_json(&value.to_string());
+            documents.push(document.map_err(|why| CliError::Failed(why.to_string()))?);
+        }
+        if let Some(name) = &self.policy {
+            documents.retain(|document| document.metadata().full_name() == *name);
+            if documents.is_empty() {
+                return Err(CliError::Failed(format!("there is no policy {name}")));
+            }
+        }
+        let values: Vec<serde_json::Value> =
+            documents.iter().map(|document| serde_json::json!(document)).collect();
+        if common.is_json() {
+            return output::json(&values);
+        }
+        if self.policy.is_some() {
+            return values.iter().try_for_each(|value| output::print(&format!("{value:#}")));
+        }
+        let rows: Vec<[String; 4]> = documents.iter().map(row).collect();
+        output::table(["KIND", "POLICY", "ACTION", "RULES"], &rows)
     }
-    let rows: Vec<[String; 3]> = policies
-        .iter()
-        .map(|policy| {
-            let spec = serde_json::json!(policy.spec);
-            let action = spec["action"].as_str().unwrap_or_default().to_owned();
-            let rules = spec["rules"].as_array().map_or(0, Vec::len);
-            [policy.full_name(), action, rules.to_string()]
-        })
-        .collect();
-    output::table(["POLICY", "ACTION", "RULES"], &rows)
+}
+
+/// A document in one line of the list.
+fn row(document: &Document) -> [String; 4] {
+    let spec = match document {
+        Document::Policy(policy) => serde_json::json!(policy.spec),
+        Document::Peer(peer) => serde_json::json!(peer.spec),
+    };
+    let (action, rules) = match document {
+        Document::Policy(policy) => {
+            let dry_run = if policy.is_dry_run() { " (dry run)" } else { "" };
+            let action = spec["action"].as_str().unwrap_or_default();
+            (format!("{action}{dry_run}"), spec["rules"].as_array().map_or(0, Vec::len).to_string())
+        }
+        Document::Peer(_) => (spec["mtls"]["mode"].as_str().unwrap_or("UNSET").to_owned(), "-".to_owned()),
+    };
+    [document.kind().as_str().to_owned(), document.metadata().full_name(), action, rules]
 }
 
 impl Files {
-    fn policies(&self) -> Result<Vec<AuthorizationPolicy>, CliError> {
-        let mut policies = Vec::new();
+    fn documents(&self) -> Result<Vec<Document>, CliError> {
+        let mut documents = Vec::new();
         for path in &self.files {
             let text = file::read(&path_or_stdin(path))?;
-            let read = AuthorizationPolicy::from_yaml_stream(&text).map_err(|why| match why {
+            let read = read_stream(&text).map_err(|why| match why {
                 PolicyError::Yaml(place) => CliError::File(format!("{}:{place}", path.display())),
                 why => CliError::File(format!("{}:  error: {why}", path.display())),
             });
-            policies.extend(read?);
+            documents.extend(read?);
         }
-        Ok(policies)
+        Ok(documents)
     }
 }
 
 impl Check {
     fn run(self, common: &Common) -> Result<(), CliError> {
-        let policies = self.files.policies()?;
+        let documents = self.files.documents()?;
         let (Some(from), Some(to)) = (&self.from, &self.to) else {
-            let names: Vec<String> = policies.iter().map(AuthorizationPolicy::full_name).collect();
+            let names: Vec<String> = documents.iter().map(|d| d.metadata().full_name()).collect();
             if common.is_json() {
                 return output::json(&serde_json::json!({ "valid": true, "policies": names }));
             }
@@ -143,8 +187,11 @@ impl Check {
             text.parse().map_err(|why| CliError::Failed(format!("{text:?} is not a SPIFFE ID: {why}")))
         };
         let (from, to) = (id(from)?, id(to)?);
-        let applying =
-            policies.into_iter().filter(|p| p.applies_to(&to, &BTreeMap::new(), &self.root_namespace));
+        let applying = documents.into_iter().filter_map(|document| match document {
+            Document::Policy(policy) => Some(policy),
+            Document::Peer(_) => None,
+        });
+        let applying = applying.filter(|p| p.applies_to(&to, &BTreeMap::new(), &self.root_namespace));
         let policy = Policy::compile(&applying.collect::<Vec<_>>(), to.trust_domain());
         let verdict = policy.decide(&Connection {
             peer: Some(&from),

@@ -1,7 +1,6 @@
-//! What proxies are told and what they answer: services, announced endpoints, policies, acknowledgements.
+//! What proxies are told and what they answer: services, announced endpoints, acknowledgements.
 
 use postern_config::id::SpiffeId;
-use postern_config::policy::AuthorizationPolicy;
 use postern_config::service::Service;
 use sqlx::Row as _;
 
@@ -71,20 +70,6 @@ impl Store {
         let row = sqlx::query("SELECT MIN(expires_at) FROM announcements").fetch_one(&self.read).await?;
         Ok(row.try_get(0)?)
     }
-
-    /// All policies, by namespace and name.
-    pub async fn policies(&self) -> Result<Vec<AuthorizationPolicy>, StoreError> {
-        let rows = sqlx::query("SELECT document FROM policies ORDER BY namespace, name")
-            .fetch_all(&self.read)
-            .await?;
-        rows.iter()
-            .map(|row| {
-                let text: String = row.try_get("document")?;
-                AuthorizationPolicy::from_json(&text)
-                    .map_err(|_| StoreError::Unreadable { what: "policy", value: text })
-            })
-            .collect()
-    }
 }
 
 impl Change {
@@ -118,35 +103,6 @@ impl Change {
         let Some(row) = row else { return Ok(None) };
         let fixed: Vec<String> = json(&row, "endpoints", "list of endpoints")?;
         Ok(Some((parsed(&row, "identity", "SPIFFE ID")?, !fixed.is_empty())))
-    }
-
-    /// Creates or replaces a policy.
-    pub async fn put_policy(
-        &mut self,
-        namespace: &str,
-        name: &str,
-        document: &str,
-    ) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT INTO policies (namespace, name, document) VALUES ($1, $2, $3) \
-             ON CONFLICT (namespace, name) DO UPDATE SET document = excluded.document",
-        )
-        .bind(namespace)
-        .bind(name)
-        .bind(document)
-        .execute(&mut *self.tx)
-        .await?;
-        Ok(())
-    }
-
-    /// Removes a policy and says whether it was there.
-    pub async fn remove_policy(&mut self, namespace: &str, name: &str) -> Result<bool, StoreError> {
-        let done = sqlx::query("DELETE FROM policies WHERE namespace = $1 AND name = $2")
-            .bind(namespace)
-            .bind(name)
-            .execute(&mut *self.tx)
-            .await?;
-        Ok(done.rows_affected() == 1)
     }
 
     /// A lineage's announcements with an open lease or one that can be taken up again.

@@ -1,5 +1,6 @@
 //! Watch: whole sections of what changed, for this workload alone, under growing numbers; acknowledged and announced.
 
+use postern_config::policy::MtlsMode;
 use postern_config::wire::v1::{self, watch_request::Message};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -97,6 +98,37 @@ async fn the_first_push_is_whole_and_later_ones_hold_what_changed() {
     let third = watch.next().await.unwrap();
     assert_eq!(third.policies, None);
     assert_eq!(third.services.unwrap().services[0].name, "s");
+}
+
+#[tokio::test]
+async fn peer_authentications_go_to_the_workloads_that_they_mean() {
+    let control = Control::start();
+    let (join, svid) = enrolled(&control, "/ns/shop/sa/a", &["--label", "app=pay"]).await;
+    let mut watch = Watch::open(&control, &join, &svid).await.unwrap();
+    watch.next().await.unwrap();
+    let peer = |name: &str, namespace: &str, spec: &str| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{ name: {name}, namespace: {namespace} }}\nspec: {spec}\n"
+        )
+    };
+    let text = [
+        peer("mesh", "istio-system", "{ mtls: { mode: PERMISSIVE } }"),
+        peer(
+            "mine",
+            "shop",
+            "{ selector: { matchLabels: { app: pay } }, portLevelMtls: { 80: { mode: DISABLE } } }",
+        ),
+        peer("other", "shop", "{ selector: { matchLabels: { app: web } } }"),
+        peer("elsewhere", "web", "{}"),
+    ];
+    let file = control.data().join("p.yaml");
+    std::fs::write(&file, text.concat()).unwrap();
+    control.json(&["policy", "apply", "-f", file.to_str().unwrap()]);
+    let pushed = watch.next().await.unwrap().policies.unwrap();
+    assert_eq!((pushed.documents.len(), pushed.peer_authentications.len()), (0, 2));
+    let (_, modes) = postern_config::wire::policies(&pushed).unwrap();
+    assert_eq!(modes.of(80), Some(MtlsMode::Disable));
+    assert_eq!(modes.of(81), Some(MtlsMode::Permissive));
 }
 
 #[tokio::test]

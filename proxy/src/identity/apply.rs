@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use postern_config::bundle::BundleSet;
 use postern_config::id::TrustDomain;
-use postern_config::policy::Policy;
+use postern_config::policy::{MtlsModes, Policy};
 use postern_config::revocation::Revocations;
 use postern_config::wire::{self, v1};
 
@@ -66,8 +66,9 @@ impl Held {
                 revoked: revoked.unwrap_or_else(|| current.revoked.clone()),
             }));
         }
-        if let Some(policies) = policies {
-            publish_policy(Policy::compile(&policies, self.trust_domain.clone()), snapshots, metrics);
+        if let Some((policies, modes)) = policies {
+            let policy = Policy::compile(&policies, self.trust_domain.clone());
+            publish_policy(policy, modes, snapshots, metrics);
         }
         if let Some(services) = services {
             snapshots.services.store(Arc::new(services));
@@ -119,8 +120,8 @@ impl Held {
     }
 }
 
-fn publish_policy(policy: Policy, snapshots: &Snapshots, metrics: &Metrics) {
-    let next = Arc::new(CurrentPolicy::new(policy, metrics));
+fn publish_policy(policy: Policy, modes: MtlsModes, snapshots: &Snapshots, metrics: &Metrics) {
+    let next = Arc::new(CurrentPolicy::new(policy, modes, metrics));
     let earlier = snapshots.policy.swap(Some(Arc::clone(&next)));
     let gone = earlier.iter().flat_map(|e| e.policy().names().to_vec());
     for name in gone.filter(|name| !next.policy().names().contains(name)) {

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 
 use postern_config::bundle::{BundleSet, TrustBundle};
-use postern_config::policy::Policy;
+use postern_config::policy::{MtlsModes, Policy};
 use postern_config::revocation::Revocations;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
@@ -57,7 +57,7 @@ fn rig() -> Rig {
     let credentials = Credentials::new(chain, &key, &bundles, now).unwrap();
     snapshots.credentials.store(Some(Arc::new(credentials)));
     snapshots.trust.store(Arc::new(Trust { bundles: bundles.clone(), ..Trust::default() }));
-    let policy = CurrentPolicy::new(Policy::compile(&[], trust_domain), &metrics);
+    let policy = CurrentPolicy::new(Policy::compile(&[], trust_domain), MtlsModes::default(), &metrics);
     snapshots.policy.store(Some(Arc::new(policy)));
     let tls = Tls::new(Arc::clone(&snapshots)).unwrap();
     let (telemetry, _) = telemetry::start(metrics, None).unwrap();

@@ -1,10 +1,10 @@
 //! Reading documents: Istio's load unmodified, and a mistake refuses all of them with its place.
 
-use super::{AuthorizationPolicy, document, read};
+use super::{AuthorizationPolicy, document, policies, read};
 use crate::policy::PolicyError;
 
 fn mistake(text: &str) -> String {
-    AuthorizationPolicy::from_yaml_stream(text).expect_err(text).to_string()
+    policies(text).expect_err(text).to_string()
 }
 
 #[test]
@@ -98,8 +98,8 @@ fn a_mistake_is_named_with_its_place() {
             "8:3  error: duplicate mapping key `action` is not allowed here",
         ),
         (
-            document("p", " {}").replace("AuthorizationPolicy", "PeerAuthentication"),
-            "2:7  error: unknown value `PeerAuthentication`; known here: `AuthorizationPolicy`",
+            document("p", " {}").replace("AuthorizationPolicy", "RequestAuthentication"),
+            "2:7  error: unknown value `RequestAuthentication`; known here: `AuthorizationPolicy`, `PeerAuthentication`",
         ),
         (document("p", " {}").replace("  name: p\n", ""), "4:3  error: missing field `name`"),
     ] {
@@ -130,11 +130,11 @@ fn the_first_mistake_refuses_every_document_and_counts_lines_over_all_of_them() 
         mistake(&format!("{good}---\n{bad}")),
         "14:11  error: unknown action \"NO\"; use ALLOW, DENY or AUDIT"
     );
-    let twice = AuthorizationPolicy::from_yaml_stream(&format!("{good}---\n{good}")).unwrap_err();
-    assert!(matches!(twice, PolicyError::Twice(name) if name == "shop/good"));
+    let twice = policies(&format!("{good}---\n{good}")).unwrap_err();
+    assert!(matches!(twice, PolicyError::Twice("AuthorizationPolicy", name) if name == "shop/good"));
     let elsewhere = good.replace("namespace: shop", "namespace: web");
-    assert_eq!(AuthorizationPolicy::from_yaml_stream(&format!("{good}---\n{elsewhere}")).unwrap().len(), 2);
-    assert!(AuthorizationPolicy::from_yaml_stream("").unwrap().is_empty());
+    assert_eq!(policies(&format!("{good}---\n{elsewhere}")).unwrap().len(), 2);
+    assert!(policies("").unwrap().is_empty());
 }
 
 #[test]
