@@ -1,5 +1,7 @@
 //! Mistakes in files: where, what, and what to write instead.
 
+mod http;
+
 use super::control::ControlConfig;
 use super::proxy::ProxyConfig;
 use super::{FileError, MAX_FILE, Span, load, parse, parse_stream, suggest};
