@@ -49,6 +49,7 @@ mod sockets;
 pub mod telemetry;
 pub mod tls;
 mod traffic;
+pub mod upstream;
 pub mod worker;
 
 use identity::join::JoinSource;
