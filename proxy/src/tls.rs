@@ -23,6 +23,7 @@ mod credentials;
 pub mod enroll;
 mod failure;
 mod verify;
+pub mod web;
 
 pub use credentials::{CredentialError, Credentials};
 pub use failure::{Failure, received_alert};
