@@ -17,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::Outcome;
 use super::histogram::Histogram;
+use crate::jwt::metrics::JwtMetrics;
 use crate::snapshot::Snapshots;
 
 /// Which way a connection goes, as seen from the app beside this proxy.
@@ -70,6 +71,8 @@ pub struct Metrics {
     pub generation: Gauge,
     /// The host's clock minus the control plane's, milliseconds, at the last contact.
     pub clock_skew_ms: Gauge,
+    /// JWTs and the keys that verify them.
+    pub jwt: JwtMetrics,
     histograms: Arc<[Histogram; 2]>,
 }
 
@@ -108,6 +111,7 @@ impl Metrics {
             "Authorization decisions by deciding policy and decision",
         );
         show_limits(&mut registry, limits);
+        let jwt = JwtMetrics::register(&mut registry);
         let open = Family::<Labels, Gauge>::default();
         registry.register("open_connections", "Connections open now, by direction", open.clone());
         let histograms: Arc<[Histogram; 2]> = Arc::default();
@@ -160,6 +164,7 @@ impl Metrics {
             control_connected,
             generation,
             clock_skew_ms,
+            jwt,
             histograms,
         }
     }
