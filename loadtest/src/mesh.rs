@@ -98,6 +98,13 @@ impl Mesh {
         self.sidecar(self.options(name)?.outbound(service))
     }
 
+    /// A pair of sidecars, `server` in front of `app` and `client` towards it, whose listeners speak `protocol`.
+    pub fn pair(&self, app: SocketAddr, protocol: &str) -> Result<(Sidecar, Sidecar)> {
+        let server = self.options("server")?.inbound(app, Some("server")).protocol(protocol);
+        let client = self.options("client")?.outbound("server").protocol(protocol);
+        Ok((self.server_with(server)?, self.sidecar(client)?))
+    }
+
     /// Lets exactly the workloads `callers` call workloads of this mesh; waits until `proxies` obey.
     pub fn allow_only(&self, callers: &[&str], proxies: &[&Sidecar]) -> Result<()> {
         let principal = |name: &&str| self.id(name).trim_start_matches("spiffe://").to_owned();

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use postern_config::file::proxy::{Announce, Inbound, LogFormat, Outbound, Protocol, ProxyConfig};
 use postern_config::file::{self, Span};
-use postern_config::id::SpiffeId;
 use postern_proxy::identity::join::JoinSource;
 
 const EXAMPLES: &str = "\
@@ -66,10 +65,10 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "POSTERN_CONTROL", value_name = "HOST:PORT")]
     control: Option<String>,
     /// mTLS in, plain to the app; may be given more than once. `,announce=SERVICE[@HOST:PORT]` tells the control plane.
-    #[arg(long, value_name = "LISTEN=APP[,announce=SERVICE[@HOST:PORT]]", value_parser = parse_inbound)]
+    #[arg(long, value_name = "LISTEN=APP[,protocol=P][,announce=SERVICE[@HOST:PORT]]", value_parser = parse_inbound)]
     inbound: Vec<Inbound>,
-    /// Plain in, mTLS out to a service; may be given more than once.
-    #[arg(long, value_name = "LISTEN=SERVICE|LISTEN=HOST:PORT,SPIFFE-ID", value_parser = parse_outbound)]
+    /// Plain in, mTLS out to a service; may be given more than once. P is tcp (the default), http, grpc or auto.
+    #[arg(long, value_name = "LISTEN=SERVICE|LISTEN=HOST:PORT,SPIFFE-ID[,protocol=P]", value_parser = parse_outbound)]
     outbound: Vec<Outbound>,
     /// Wanted lifetime of a certificate, such as 1h.
     #[arg(long, env = "POSTERN_TTL")]
@@ -146,31 +145,43 @@ impl RunArgs {
 fn parse_inbound(text: &str) -> Result<Inbound, String> {
     let usage = "write LISTEN=APP, such as 0.0.0.0:15006=127.0.0.1:8080";
     let (listen, rest) = text.split_once('=').ok_or(usage)?;
-    let (app, options) = rest.split_once(',').map_or((rest, None), |(app, options)| (app, Some(options)));
-    let announce = options.map(|options| {
-        let announced = options.strip_prefix("announce=").ok_or(format!("unknown option {options:?}"))?;
-        let (service, address) =
-            announced.split_once('@').map_or((announced, None), |(s, a)| (s, Some(a.to_owned())));
-        Ok::<_, String>(Announce { service: service.to_owned(), address })
-    });
-    Ok(Inbound {
-        listen: listen.parse().map_err(|_| format!("{listen:?} is not IP:PORT; {usage}"))?,
-        app: app.to_owned(),
-        protocol: Protocol::Tcp,
-        announce: announce.transpose()?,
-    })
+    let mut options = rest.split(',');
+    let app = options.next().unwrap_or_default().to_owned();
+    let listen = listen.parse().map_err(|_| format!("{listen:?} is not IP:PORT; {usage}"))?;
+    let mut inbound = Inbound { listen, app, protocol: Protocol::Tcp, announce: None };
+    for option in options {
+        if let Some(protocol) = option.strip_prefix("protocol=") {
+            inbound.protocol = protocol.parse()?;
+        } else if let Some(announced) = option.strip_prefix("announce=") {
+            let (service, address) =
+                announced.split_once('@').map_or((announced, None), |(s, a)| (s, Some(a.to_owned())));
+            inbound.announce = Some(Announce { service: service.to_owned(), address });
+        } else {
+            return Err(format!("unknown option {option:?}; there are `protocol=` and `announce=`"));
+        }
+    }
+    Ok(inbound)
 }
 
 fn parse_outbound(text: &str) -> Result<Outbound, String> {
     let usage = "write LISTEN=SERVICE, such as 127.0.0.1:9001=shop.payments, or LISTEN=HOST:PORT,spiffe://…";
     let (listen, rest) = text.split_once('=').ok_or(usage)?;
     let listen = listen.parse().map_err(|_| format!("{listen:?} is not IP:PORT; {usage}"))?;
-    let (service, connect, identity) = match rest.split_once(',') {
-        Some((connect, id)) => {
-            let id: SpiffeId = id.parse().map_err(|e| format!("{id:?} is not a SPIFFE ID: {e}"))?;
-            (None, Some(connect.to_owned()), Some(id))
+    let mut options = rest.split(',');
+    let to = options.next().unwrap_or_default().to_owned();
+    let mut outbound =
+        Outbound { listen, service: None, connect: None, identity: None, protocol: Protocol::Tcp };
+    for option in options {
+        if let Some(protocol) = option.strip_prefix("protocol=") {
+            outbound.protocol = protocol.parse()?;
+        } else {
+            let id = option.parse().map_err(|e| format!("{option:?} is not a SPIFFE ID: {e}"))?;
+            outbound.identity = Some(id);
         }
-        None => (Some(rest.to_owned()), None, None),
-    };
-    Ok(Outbound { listen, service, connect, identity, protocol: Protocol::Tcp })
+    }
+    match outbound.identity {
+        Some(_) => outbound.connect = Some(to),
+        None => outbound.service = Some(to),
+    }
+    Ok(outbound)
 }

@@ -1,3 +1,84 @@
-//! HTTP as this proxy speaks it. The only place, with `admin` and the control plane's client, that names hyper.
+//! HTTP as this proxy carries it. The only place, with `admin` and the control plane's client, that names hyper.
+//!
+//! # The life of a request
+//!
+//! 1. [`guard`]: its bytes are read strictly before the HTTP library sees them; a peer that is too slow is noticed.
+//! 2. [`serve`]: one connection's requests, HTTP/1.1 or HTTP/2, each given to a handler; drain; tunnels.
+//! 3. [`inbound`] or [`outbound`], the handlers: [`request`] says what is asked for in one spelling, [`headers`] removes what
+//!    ends at this hop and what only a proxy may say, policy judges, [`forward`] finds who answers.
+//! 4. [`pool`]: a connection to the app or to a peer, opened or taken up again; the answer streams back as a [`Body`].
+//! 5. [`refuse`]: the answers that this proxy gives itself, each with a word of a closed set.
 
-pub mod fetch;
+use std::convert::Infallible;
+use std::rc::Rc;
+
+use hyper::rt::Executor;
+
+mod body;
+pub mod forward;
+pub mod guard;
+pub mod headers;
+pub mod inbound;
+pub mod introduce;
+pub mod note;
+pub mod outbound;
+pub mod pool;
+pub mod refuse;
+pub mod request;
+pub mod serve;
+pub mod sniff;
+pub mod tunnel;
+
+pub use body::Body;
+
+/// A request on its way through this proxy.
+pub type Request = ::http::Request<Body>;
+/// An answer on its way back.
+pub type Response = ::http::Response<Body>;
+
+/// The versions that are spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// HTTP/1.1, and 1.0 from those who speak no other.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+impl Version {
+    /// The word that operators see.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http/1.1",
+            Self::Http2 => "h2",
+        }
+    }
+}
+
+/// Whatever answers the requests of one connection.
+pub trait Handler: 'static {
+    /// Answers one request. Errors are answers too.
+    fn handle(self: Rc<Self>, request: Request) -> impl Future<Output = Response> + 'static;
+
+    /// Whether the last answer made the connection a tunnel.
+    fn became_tunnel(&self) -> bool {
+        false
+    }
+}
+
+/// Runs the HTTP library's tasks on the worker's own thread.
+#[derive(Debug, Clone, Copy)]
+struct OnThisThread;
+
+impl<F> Executor<F> for OnThisThread
+where
+    F: Future<Output = ()> + 'static,
+{
+    fn execute(&self, task: F) {
+        // Ends with its connection: the library's tasks watch it.
+        tokio::task::spawn_local(task);
+    }
+}
+
+/// A handler's answer as the library wants it.
+type Answered = Result<Response, Infallible>;

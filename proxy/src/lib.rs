@@ -32,13 +32,13 @@ use tokio_util::sync::CancellationToken;
 
 pub mod admin;
 pub mod clock;
+pub mod dial;
 pub mod discover;
 pub mod drain;
 pub mod finish;
 pub mod http;
 pub mod identity;
 pub mod inbound;
-pub mod jwt;
 pub mod listen;
 pub mod os;
 pub mod outbound;
@@ -157,6 +157,7 @@ pub fn run(
         tls,
         telemetry,
         limits: Arc::new(config.limits.clone()),
+        request_log: config.log.requests,
         drain: CancellationToken::new(),
         drain_outbound: CancellationToken::new(),
     };

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::finish;
+use crate::inbound::App;
 use crate::os;
 use crate::telemetry::{Direction, Record, Telemetry};
 use crate::tls::Failure;
@@ -214,7 +215,7 @@ impl Acceptor {
     }
 
     fn place(&self, job: Job) {
-        let Route::Inbound { app, .. } = &*job.route else { return self.dispatch(job) };
+        let Route::Inbound(App { address: app, .. }) = &*job.route else { return self.dispatch(job) };
         let app = Arc::clone(app);
         match self.admission.admit(job) {
             admission::Answer::Go(job) => self.dispatch(job),

@@ -1,58 +1,129 @@
-//! The app's own connections, out over mTLS: which endpoint, is it exactly the expected peer, then bytes.
+//! The app's own connections, out over mTLS: what do they speak, which endpoint, is it exactly the expected peer.
 
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
+use postern_config::file::proxy::Protocol;
 use tokio::net::TcpStream;
-use tokio::time::{timeout, timeout_at};
 
+use crate::dial::{self, Miss};
 use crate::discover::Upstream;
-use crate::finish;
+use crate::finish::{self, Socketed};
+use crate::http::{self, sniff};
 use crate::relay::relay;
 use crate::telemetry::{Direction, Outcome, Record};
 use crate::tls::{Alpn, Failure, Stream, received_alert};
-use crate::worker::open::{Counting, Open, Subject};
+use crate::worker::open::{Counting, Open};
 use crate::worker::{Job, Worker};
 
 /// How many endpoints one connection may try: a dead one must not fail it, a dead service must not hold it.
 const MAX_TRIES: usize = 4;
 
+/// Whom an outbound listener is for.
+#[derive(Debug, Clone)]
+pub enum Destination {
+    /// A service by name; the control plane says where it is.
+    Service(Arc<str>),
+    /// A fixed upstream.
+    Fixed(Arc<Upstream>),
+}
+
+impl Destination {
+    /// What it is called.
+    pub fn name(&self) -> &Arc<str> {
+        match self {
+            Self::Service(name) => name,
+            Self::Fixed(upstream) => &upstream.name,
+        }
+    }
+
+    /// Its endpoints and expected identity as they are now.
+    pub fn upstream(&self, worker: &Worker) -> Option<Arc<Upstream>> {
+        match self {
+            Self::Service(name) => worker.shared.snapshots.services.load().of(name).cloned(),
+            Self::Fixed(upstream) => Some(Arc::clone(upstream)),
+        }
+    }
+}
+
 /// Carries one connection of the app to its end.
-pub async fn serve(
-    worker: &Worker,
-    open: &Open,
-    job: Job,
-    service: &Arc<str>,
-    upstream: Option<Arc<Upstream>>,
-) {
-    let mut record = Record::new(Direction::Outbound, job.source, Arc::clone(service));
+pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Job, to: Destination, protocol: Protocol) {
+    let mut record = Record::new(Direction::Outbound, job.source, Arc::clone(to.name()));
     let metrics = Arc::clone(&worker.shared.telemetry.metrics);
     metrics.open(Direction::Outbound).inc();
     let accepted = job.accepted;
     let _held = job.connection;
     record.outcome = match TcpStream::from_std(job.tcp) {
         Err(_) => finish::refused(&mut record, &Failure::internal("the socket cannot be registered")),
-        Ok(app) => {
-            let connecting = connect(worker, open, upstream.as_deref(), &mut record);
-            match open.unless_closed(connecting).await.unwrap_or_else(|cause| Err(cause.into())) {
-                Err(outcome) => {
-                    finish::reset(&app);
-                    outcome
-                }
-                Ok((tls, endpoint)) => {
-                    let outcome = carry(worker, open, app, tls, &mut record).await;
-                    worker.balance.borrow_mut().closed(&endpoint);
-                    outcome
-                }
-            }
-        }
+        Ok(app) if protocol == Protocol::Tcp => bytes(worker, open, app, &to, &mut record).await,
+        Ok(app) => look(worker, open, app, to, protocol, &mut record).await,
     };
     (record.bytes_up, record.bytes_down) = open.bytes();
     record.duration = accepted.elapsed();
     metrics.open(Direction::Outbound).dec();
     worker.shared.telemetry.finish(record);
+}
+
+/// Tells by the first bytes what the app speaks.
+async fn look(
+    worker: &Rc<Worker>,
+    open: &Open,
+    app: TcpStream,
+    to: Destination,
+    protocol: Protocol,
+    record: &mut Record,
+) -> Outcome {
+    let limits = &worker.shared.limits;
+    let limit = if protocol == Protocol::Auto { limits.detect_timeout } else { limits.keep_alive };
+    let (app, guess) = match open.unless_closed(sniff::look(app, limit.as_duration())).await {
+        Err(cause) => return cause.into(),
+        Ok(Err(error)) => {
+            record.detail = Some(format!("broken off: {}", error.kind()));
+            return Outcome::Broken;
+        }
+        Ok(Ok(looked)) => looked,
+    };
+    match (guess, protocol) {
+        (sniff::Guess::Http(version), _) => {
+            http::outbound::serve(worker, open, app, version, to, record).await
+        }
+        (_, Protocol::Auto) => {
+            if guess == sniff::Guess::Unknown {
+                worker.shared.telemetry.metrics.detect_timeouts.inc();
+            }
+            bytes(worker, open, app, &to, record).await
+        }
+        // The library's own answer to what is no HTTP is the right one: 400.
+        (sniff::Guess::Other, _) => {
+            http::outbound::serve(worker, open, app, http::Version::Http1, to, record).await
+        }
+        (sniff::Guess::Unknown, _) => Outcome::IdleTimeout,
+    }
+}
+
+/// Relays the app's bytes to an endpoint.
+async fn bytes(
+    worker: &Worker,
+    open: &Open,
+    app: impl Socketed,
+    to: &Destination,
+    record: &mut Record,
+) -> Outcome {
+    let upstream = to.upstream(worker);
+    let connecting = connect(worker, open, upstream.as_deref(), record);
+    match open.unless_closed(connecting).await.unwrap_or_else(|cause| Err(cause.into())) {
+        Err(outcome) => {
+            app.reset();
+            outcome
+        }
+        Ok((tls, endpoint)) => {
+            open.note(|about| about.target = Arc::clone(&endpoint));
+            let outcome = carry(worker, open, app, tls, record).await;
+            worker.balance.borrow_mut().closed(&endpoint);
+            outcome
+        }
+    }
 }
 
 /// Finds an endpoint that answers and proves the expected identity; skips those that do not.
@@ -69,42 +140,23 @@ async fn connect(
     let mut tried: Vec<Arc<str>> = Vec::new();
     let mut outcome = Outcome::NoEndpoint;
     while tried.len() < MAX_TRIES {
-        let picked = worker
-            .balance
-            .borrow()
-            .pick(&upstream.endpoints, &tried, worker.uptime(), rand::random())
-            .cloned();
-        let Some(endpoint) = picked else { break };
-        if worker.shared.snapshots.usable_credentials().is_none() {
-            // No endpoint is to blame.
-            let failure = Failure::no_identity();
-            worker.shared.telemetry.metrics.handshake_failed(Direction::Outbound, failure.reason);
-            return Err(finish::refused(record, &failure));
-        }
+        let Some(endpoint) = dial::pick(worker, &upstream.endpoints, &tried) else { break };
         record.target = Arc::clone(&endpoint);
-        let begun = Instant::now();
-        match secure(worker, open, upstream, &endpoint).await {
-            Ok((tls, subject)) => {
-                let took = begun.elapsed();
-                worker.shared.telemetry.metrics.handshake_ok(Direction::Outbound, took);
+        match dial::peer(worker, open, upstream, &endpoint, Alpn::Tcp).await {
+            Ok(secured) => {
                 worker.balance.borrow_mut().opened(&endpoint);
-                record.handshake = Some(took);
-                record.peer = Some(subject.peer.id.clone());
-                open.note(|about| about.target = Arc::clone(&endpoint));
+                record.handshake = Some(secured.took);
+                record.peer = secured.subject.id().cloned();
                 // What an endpoint before this one failed by is in the metrics; this connection did not.
                 (record.reason, record.detail) = (None, None);
-                return Ok((tls, endpoint));
+                return Ok((secured.tls, endpoint));
             }
-            Err(Unreachable(why)) => {
-                record.detail = Some(format!("{endpoint}: {why}"));
-                worker.balance.borrow_mut().failed(&endpoint, worker.uptime());
-            }
-            Err(Refused(failure)) => {
-                worker.shared.telemetry.metrics.handshake_failed(Direction::Outbound, failure.reason);
-                outcome = finish::refused(record, &failure);
-                worker.balance.borrow_mut().failed(&endpoint, worker.uptime());
-            }
+            // No endpoint is to blame.
+            Err(Miss::NoIdentity(failure)) => return Err(finish::refused(record, &failure)),
+            Err(Miss::Unreachable(why)) => record.detail = Some(format!("{endpoint}: {why}")),
+            Err(Miss::Refused(failure)) => outcome = finish::refused(record, &failure),
         }
+        worker.balance.borrow_mut().failed(&endpoint, worker.uptime());
         tried.push(endpoint);
     }
     if record.detail.is_none() {
@@ -113,41 +165,10 @@ async fn connect(
     Err(outcome)
 }
 
-/// Why one endpoint could not be used.
-enum Miss {
-    /// No TCP connection.
-    Unreachable(String),
-    /// A TCP connection, but not to the expected peer.
-    Refused(Failure),
-}
-use Miss::{Refused, Unreachable};
-
-async fn secure(
-    worker: &Worker,
-    open: &Open,
-    upstream: &Upstream,
-    endpoint: &str,
-) -> Result<(Stream, Rc<Subject>), Miss> {
-    let limits = &worker.shared.limits;
-    let tcp = match timeout(limits.connect_timeout.as_duration(), TcpStream::connect(endpoint)).await {
-        Ok(Ok(tcp)) => tcp,
-        Ok(Err(error)) => return Err(Unreachable(error.to_string())),
-        Err(_) => return Err(Unreachable("no answer within the connect timeout".to_owned())),
-    };
-    finish::tune(&tcp);
-    let peer_ip = tcp.peer_addr().map_err(|e| Unreachable(e.to_string()))?.ip();
-    let deadline = Instant::now() + limits.handshake_timeout.as_duration();
-    let connecting = timeout_at(deadline.into(), upstream.connector.connect(peer_ip, tcp, Alpn::Tcp)).await;
-    let (tls, peer) = connecting.unwrap_or_else(|_| Err(Failure::timeout())).map_err(Refused)?;
-    let subject = Rc::new(Subject { peer, facts: None });
-    worker.prove(open, &subject).map_err(Refused)?;
-    Ok((tls, subject))
-}
-
 async fn carry(
     worker: &Worker,
     open: &Open,
-    mut app: TcpStream,
+    mut app: impl Socketed,
     mut tls: Stream,
     record: &mut Record,
 ) -> Outcome {
@@ -156,13 +177,15 @@ async fn carry(
     tokio::select! {
         biased;
         cause = open.closed() => {
-            finish::reset_both(&tls, &app);
+            tls.reset();
+            app.reset();
             cause.into()
         }
         end = relay(&mut app, &mut tls, &progress) => match refusal(&end, open) {
             Some(failure) => {
                 metrics.handshake_failed(Direction::Outbound, failure.reason);
-                finish::reset_both(&tls, &app);
+                tls.reset();
+                app.reset();
                 finish::refused(record, &failure)
             }
             None => finish::ended(end, &tls, &app, record),

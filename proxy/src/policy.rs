@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use postern_config::http::path::Rules;
 use postern_config::policy::{Connection, MtlsMode, MtlsModes, Policy, PolicyName, Request, Verdict};
 
 use crate::telemetry::Metrics;
@@ -17,6 +18,7 @@ pub struct CurrentPolicy {
     modes: MtlsModes,
     by_policy: Vec<Decider>,
     default: DecisionCounters,
+    path_rules: Rules,
 }
 
 /// One policy's name, shared with the records of the connections that it decided, and its counters.
@@ -34,7 +36,13 @@ impl CurrentPolicy {
             counters: metrics.decisions(&name.0),
         };
         let by_policy = policy.names().iter().map(decider).collect();
-        Self { policy, modes, by_policy, default: metrics.decisions(DEFAULT) }
+        let path_rules = if policy.has_paths() { Rules::Strict } else { Rules::Basic };
+        Self { policy, modes, by_policy, default: metrics.decisions(DEFAULT), path_rules }
+    }
+
+    /// How paths are normalised under it.
+    pub fn path_rules(&self) -> Rules {
+        self.path_rules
     }
 
     /// The compiled policy.

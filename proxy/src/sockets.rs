@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use postern_config::file::proxy::ProxyConfig;
+use postern_config::file::proxy::{Protocol, ProxyConfig};
 
 use crate::discover::Upstream;
+use crate::http::sniff;
+use crate::inbound::App;
 use crate::listen::Listener;
 use crate::tls::Tls;
 use crate::worker::Route;
@@ -24,16 +26,19 @@ impl Sockets {
         let mut listeners = Vec::new();
         for inbound in &config.inbound {
             let port = inbound.app.rsplit_once(':').and_then(|(_, p)| p.parse().ok()).unwrap_or_default();
-            listeners.push(bind(inbound.listen, Route::Inbound { app: inbound.app.as_str().into(), port })?);
+            let app =
+                App { address: inbound.app.as_str().into(), port, protocol: settle(inbound.protocol, port) };
+            listeners.push(bind(inbound.listen, Route::Inbound(app))?);
         }
         for outbound in &config.outbound {
+            let protocol = settle(outbound.protocol, outbound.listen.port());
             let route = match (&outbound.service, &outbound.connect, &outbound.identity) {
                 (_, Some(connect), Some(identity)) => {
                     let upstream =
                         Upstream::new(tls, connect, identity.clone(), std::slice::from_ref(connect))?;
-                    Route::Fixed(Arc::new(upstream))
+                    Route::Fixed(Arc::new(upstream), protocol)
                 }
-                (service, _, _) => Route::Service(service.as_deref().unwrap_or_default().into()),
+                (service, _, _) => Route::Service(service.as_deref().unwrap_or_default().into(), protocol),
             };
             listeners.push(bind(outbound.listen, route)?);
         }
@@ -49,4 +54,9 @@ impl Sockets {
         let outbound = inbound.split_off(self.inbound);
         Ok(Bound { inbound, outbound, metrics: self.metrics.local_addr()? })
     }
+}
+
+/// `auto` on a port whose protocol lets the server speak first: waiting for a client's first byte would only delay it.
+fn settle(protocol: Protocol, port: u16) -> Protocol {
+    if protocol == Protocol::Auto && sniff::SERVER_FIRST.contains(&port) { Protocol::Tcp } else { protocol }
 }

@@ -11,13 +11,16 @@ use tokio::sync::mpsc;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
+mod exchange;
 mod histogram;
 pub mod metrics;
 mod otlp;
 mod record;
+mod requests;
 #[cfg(test)]
 mod tests;
 
+pub use exchange::Exchange;
 pub use metrics::{Direction, Metrics};
 pub use record::{Outcome, Record};
 
@@ -31,14 +34,30 @@ const LOG_LINES: usize = 16_384;
 pub struct Telemetry {
     /// Counters and gauges.
     pub metrics: Arc<Metrics>,
-    queue: mpsc::Sender<Record>,
+    queue: mpsc::Sender<Event>,
+}
+
+/// What the telemetry thread writes down.
+#[derive(Debug)]
+enum Event {
+    Connection(Box<Record>),
+    Request(Box<Exchange>),
 }
 
 impl Telemetry {
     /// Counts a finished connection and hands its record on; never waits.
     pub fn finish(&self, record: Record) {
         self.metrics.finished(record.direction, record.outcome);
-        if self.queue.try_send(record).is_err() {
+        self.push(Event::Connection(Box::new(record)));
+    }
+
+    /// Hands the record of a request on; never waits.
+    pub fn exchanged(&self, exchange: Box<Exchange>) {
+        self.push(Event::Request(exchange));
+    }
+
+    fn push(&self, event: Event) {
+        if self.queue.try_send(event).is_err() {
             self.metrics.records_dropped.inc();
         }
     }
@@ -70,7 +89,7 @@ pub fn start(metrics: Arc<Metrics>, otlp_endpoint: Option<&str>) -> std::io::Res
     Ok((Telemetry { metrics, queue }, Writer { thread }))
 }
 
-async fn write(mut records: mpsc::Receiver<Record>, metrics: Arc<Metrics>, endpoint: Option<String>) {
+async fn write(mut events: mpsc::Receiver<Event>, metrics: Arc<Metrics>, endpoint: Option<String>) {
     let export = endpoint.and_then(|endpoint| match otlp::Export::start(&endpoint, &metrics) {
         Ok(export) => Some(export),
         Err(error) => {
@@ -78,10 +97,15 @@ async fn write(mut records: mpsc::Receiver<Record>, metrics: Arc<Metrics>, endpo
             None
         }
     });
-    while let Some(record) = records.recv().await {
-        record.log();
-        if let Some(export) = &export {
-            export.record(&record);
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Connection(record) => {
+                record.log();
+                if let Some(export) = &export {
+                    export.record(&record);
+                }
+            }
+            Event::Request(exchange) => exchange.log(),
         }
     }
     if let Some(export) = export {

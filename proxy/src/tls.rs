@@ -23,7 +23,6 @@ mod credentials;
 pub mod enroll;
 mod failure;
 mod verify;
-pub mod web;
 
 pub use credentials::{CredentialError, Credentials};
 pub use failure::{Failure, received_alert};
@@ -180,6 +179,11 @@ impl Connector {
 /// The application protocol that a handshake agreed on; none where the peer offered none.
 pub fn agreed(stream: &Stream) -> Option<&[u8]> {
     stream.get_ref().1.alpn_protocol()
+}
+
+/// The peer's own certificate in DER.
+pub fn peer_leaf(stream: &Stream) -> Option<&[u8]> {
+    stream.get_ref().1.peer_certificates()?.first().map(|leaf| leaf.as_ref())
 }
 
 fn connector(snapshots: &Arc<Snapshots>, verifier: PeerVerifier) -> Result<Connector, rustls::Error> {

@@ -8,14 +8,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use postern_config::file::proxy::{Limits, PeerExpiry};
+use postern_config::file::proxy::{Limits, PeerExpiry, Protocol, RequestLog};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::discover::Upstream;
 use crate::discover::balance::Balance;
+use crate::http::pool::Pool;
+use crate::inbound::App;
 use crate::listen::admission::{ConnectionSlot, HandshakeSlot};
+use crate::outbound::Destination;
 use crate::snapshot::Snapshots;
 use crate::telemetry::{Direction, Telemetry};
 use crate::tls::{Failure, Tls};
@@ -25,7 +28,7 @@ pub mod show;
 #[cfg(test)]
 mod tests;
 
-use open::{About, Cause, Open, Registry, Subject};
+use open::{About, Ages, Cause, Open, Registry, Subject};
 use show::{Inquiry, Question};
 
 /// How often a worker looks after its open connections: expiry and idleness are noticed within this time.
@@ -34,34 +37,29 @@ const TICK: Duration = Duration::from_secs(1);
 /// What a listener does with its connections.
 #[derive(Debug)]
 pub enum Route {
-    /// mTLS in, to this app (`host:port`), whose port policies speak of.
-    Inbound {
-        /// Where the app listens.
-        app: Arc<str>,
-        /// The port among it.
-        port: u16,
-    },
+    /// mTLS in, to this app.
+    Inbound(App),
     /// Plain in, mTLS out to a service by name.
-    Service(Arc<str>),
+    Service(Arc<str>, Protocol),
     /// Plain in, mTLS out to a fixed upstream.
-    Fixed(Arc<Upstream>),
+    Fixed(Arc<Upstream>, Protocol),
 }
 
 impl Route {
     /// Which way its connections go.
     pub fn direction(&self) -> Direction {
         match self {
-            Self::Inbound { .. } => Direction::Inbound,
-            Self::Service(_) | Self::Fixed(_) => Direction::Outbound,
+            Self::Inbound(_) => Direction::Inbound,
+            Self::Service(..) | Self::Fixed(..) => Direction::Outbound,
         }
     }
 
     /// The app or the service that its connections are for.
     pub fn target(&self) -> &Arc<str> {
         match self {
-            Self::Inbound { app, .. } => app,
-            Self::Service(name) => name,
-            Self::Fixed(upstream) => &upstream.name,
+            Self::Inbound(app) => &app.address,
+            Self::Service(name, _) => name,
+            Self::Fixed(upstream, _) => &upstream.name,
         }
     }
 }
@@ -94,6 +92,8 @@ pub struct Shared {
     pub telemetry: Telemetry,
     /// Limits and deadlines.
     pub limits: Arc<Limits>,
+    /// Which requests are logged.
+    pub request_log: RequestLog,
     /// Cancelled once inbound listeners take no more: inbound HTTP connections end in order (GOAWAY, `connection: close`),
     /// idle ones at once. Connections that waited in the kernel's queue come in after it and are served all the same.
     /// Relayed bytes go on until the drain's time is up.
@@ -109,6 +109,12 @@ pub struct Worker {
     pub shared: Shared,
     /// Its open connections.
     pub open: Registry,
+    /// HTTP/2 streams in progress.
+    pub requests: Registry,
+    /// Connections to apps and peers that requests share.
+    pub upstreams: Registry,
+    /// Those of them that may be taken up again.
+    pub pool: Pool,
     /// What it knows about endpoints.
     pub balance: RefCell<Balance>,
     started: Instant,
@@ -121,7 +127,8 @@ impl Worker {
         open.prove(Rc::clone(subject));
         let trust = self.shared.snapshots.trust.load();
         let now = self.shared.snapshots.clock.now();
-        subject.peer.recheck(&trust.bundles, &trust.revoked, now).map_err(|why| {
+        let Some(peer) = &subject.peer else { return Ok(()) };
+        peer.recheck(&trust.bundles, &trust.revoked, now).map_err(|why| {
             open.forget_peer();
             Failure::from(why)
         })
@@ -180,7 +187,15 @@ pub fn start(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name(format!("postern-worker-{index}")).spawn(move || {
         let started = Instant::now();
-        let worker = Worker { shared, open: Registry::default(), balance: RefCell::default(), started };
+        let worker = Worker {
+            shared,
+            open: Registry::default(),
+            requests: Registry::default(),
+            upstreams: Registry::default(),
+            pool: Pool::default(),
+            balance: RefCell::default(),
+            started,
+        };
         LocalSet::new().block_on(&runtime, run(Rc::new(worker), queue, questions, load, kill));
     })?;
     Ok((handle, thread))
@@ -193,9 +208,10 @@ async fn run(
     load: Arc<AtomicUsize>,
     kill: CancellationToken,
 ) {
-    // All three wait outside the loop: a wait that began anew with each connection would take the lock of its waiters' list.
+    // All of them wait outside the loop: a wait that began anew with each connection would take the lock of its waiters' list.
     let rechecks = tokio::task::spawn_local(recheck_at_changes(Rc::clone(&worker)));
     let killing = tokio::task::spawn_local(close_when_killed(Rc::clone(&worker), kill));
+    let draining = tokio::task::spawn_local(drain_when_asked(Rc::clone(&worker)));
     let answering = tokio::task::spawn_local(show::answer(Rc::clone(&worker), questions));
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -212,6 +228,7 @@ async fn run(
     }
     rechecks.abort();
     killing.abort();
+    draining.abort();
     answering.abort();
 }
 
@@ -220,6 +237,15 @@ async fn recheck_at_changes(worker: Rc<Worker>) {
     while changes.changed().await.is_ok() {
         recheck(&worker);
     }
+}
+
+async fn drain_when_asked(worker: Rc<Worker>) {
+    let inbound = worker.shared.drain.clone();
+    inbound.cancelled().await;
+    worker.open.drain(Direction::Inbound);
+    let outbound = worker.shared.drain_outbound.clone();
+    outbound.cancelled().await;
+    worker.open.drain(Direction::Outbound);
 }
 
 async fn close_when_killed(worker: Rc<Worker>, kill: CancellationToken) {
@@ -242,13 +268,14 @@ fn carry(worker: &Rc<Worker>, job: Job, load: &Arc<AtomicUsize>) {
     tokio::task::spawn_local(async move {
         let _carried = load;
         match &*Arc::clone(&job.route) {
-            Route::Inbound { app, port } => crate::inbound::serve(&worker, &open, job, app, *port).await,
-            Route::Service(name) => {
-                let upstream = worker.shared.snapshots.services.load().of(name).cloned();
-                crate::outbound::serve(&worker, &open, job, name, upstream).await;
+            Route::Inbound(app) => crate::inbound::serve(&worker, &open, job, app).await,
+            Route::Service(name, protocol) => {
+                let to = Destination::Service(Arc::clone(name));
+                crate::outbound::serve(&worker, &open, job, to, *protocol).await;
             }
-            Route::Fixed(upstream) => {
-                crate::outbound::serve(&worker, &open, job, &upstream.name, Some(Arc::clone(upstream))).await;
+            Route::Fixed(upstream, protocol) => {
+                let to = Destination::Fixed(Arc::clone(upstream));
+                crate::outbound::serve(&worker, &open, job, to, *protocol).await;
             }
         }
     });
@@ -270,18 +297,19 @@ fn recheck(worker: &Worker) {
     let policy = snapshots.policy.load();
     let now = snapshots.clock.now();
     let keep_expired = worker.shared.limits.peer_expiry == PeerExpiry::Keep;
-    worker.open.close_where(|subject| {
-        // With `keep`, the question is put as of the peer's last valid second.
-        let at = if keep_expired { now.min(subject.peer.not_after) } else { now };
-        if subject.peer.recheck(&trust.bundles, &trust.revoked, at).is_err() {
-            return Some(Cause::TrustChanged);
+    let judge = |subject: &Subject| {
+        if let Some(peer) = &subject.peer {
+            // With `keep`, the question is put as of the peer's last valid second.
+            let at = if keep_expired { now.min(peer.not_after) } else { now };
+            if peer.recheck(&trust.bundles, &trust.revoked, at).is_err() {
+                return Some(Cause::TrustChanged);
+            }
         }
-        let still = match (&subject.facts, &*policy) {
-            (Some(facts), Some(policy)) => policy.still_allows(&facts.of(&subject.peer.id)),
-            _ => true,
-        };
-        (!still).then_some(Cause::PolicyChanged)
-    });
+        let admitted = policy.as_ref().is_none_or(|policy| subject.is_admitted(policy));
+        (!admitted).then_some(Cause::PolicyChanged)
+    };
+    worker.open.close_where(judge);
+    worker.upstreams.close_where(judge);
 }
 
 /// Once a second: closes what has expired or idled, lets quiet connections give their buffers back.
@@ -289,8 +317,16 @@ fn look_after(worker: &Worker) {
     let limits = &worker.shared.limits;
     let now = worker.shared.snapshots.clock.now();
     if limits.peer_expiry == PeerExpiry::Close {
-        worker.open.close_where(|subject| (now > subject.peer.not_after).then_some(Cause::PeerExpired));
+        let judge = |subject: &Subject| {
+            subject.peer.as_ref().is_some_and(|p| now > p.not_after).then_some(Cause::PeerExpired)
+        };
+        worker.open.close_where(judge);
+        worker.upstreams.close_where(judge);
     }
-    worker.open.age(limits.idle_timeout.as_duration());
+    let request = limits.stream_idle_timeout.as_duration();
+    let connection = limits.idle_timeout.as_duration();
+    worker.open.age(&Ages { connection, request, rate: limits.minimum_rate });
+    worker.requests.age(&Ages { connection: request, request, rate: 0 });
+    worker.pool.forget(worker);
     worker.balance.borrow_mut().forget(worker.uptime());
 }

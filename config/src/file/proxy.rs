@@ -117,6 +117,27 @@ pub enum Protocol {
     /// Relayed as they are, whoever speaks first.
     #[default]
     Tcp,
+    /// HTTP/1.1 or HTTP/2, each request for itself. An app behind an inbound listener gets HTTP/1.1; gRPC calls it gets as
+    /// HTTP/2 with prior knowledge.
+    Http,
+    /// The same; an app behind an inbound listener gets HTTP/2 with prior knowledge.
+    Grpc,
+    /// HTTP where the peer's proxy says so or, on the plain-text side, where the first bytes do; else as `tcp`.
+    Auto,
+}
+
+impl std::str::FromStr for Protocol {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "tcp" => Ok(Self::Tcp),
+            "http" => Ok(Self::Http),
+            "grpc" => Ok(Self::Grpc),
+            "auto" => Ok(Self::Auto),
+            _ => Err(format!("{text:?} is none of `tcp`, `http`, `grpc`, `auto`")),
+        }
+    }
 }
 
 /// What bounds the work that others can cause here. Each limit shows in the metrics when it bites.
@@ -135,6 +156,19 @@ pub struct Limits {
     pub connect_timeout: Span,
     /// A connection on which no byte moves for this long is closed.
     pub idle_timeout: Span,
+    /// HTTP: for the rest of a request's head, once its first byte has come.
+    pub head_timeout: Span,
+    /// HTTP: how long a connection is kept without a request.
+    pub keep_alive: Span,
+    /// HTTP: a request in progress on which no byte moves either way for this long is ended.
+    pub stream_idle_timeout: Span,
+    /// HTTP: bytes a second, averaged over 15 s, that a peer must send of a body or take of an answer while it is waited
+    /// for; 0 demands nothing.
+    pub minimum_rate: u64,
+    /// HTTP/2: requests in progress on one connection.
+    pub streams: u32,
+    /// `protocol: auto`: how long the first bytes are waited for before a silent connection is relayed as `tcp`.
+    pub detect_timeout: Span,
     /// Whether a connection is closed when the certificate that opened it expires, or lives on.
     pub peer_expiry: PeerExpiry,
 }
@@ -148,6 +182,12 @@ impl Default for Limits {
             handshake_timeout: Span::from_secs(5),
             connect_timeout: Span::from_secs(5),
             idle_timeout: Span::from_secs(3600),
+            head_timeout: Span::from_secs(10),
+            keep_alive: Span::from_secs(300),
+            stream_idle_timeout: Span::from_secs(300),
+            minimum_rate: 16,
+            streams: 250,
+            detect_timeout: Span::from_secs(3),
             peer_expiry: PeerExpiry::Close,
         }
     }
@@ -185,11 +225,24 @@ pub struct Log {
     pub format: LogFormat,
     /// A level (`error`, `warn`, `info`, `debug`, `trace`) or a filter such as `info,postern_proxy::identity=debug`.
     pub level: String,
+    /// Which HTTP requests get a line of their own.
+    pub requests: RequestLog,
+}
+
+/// Which HTTP requests get a log line of their own. Metrics count all of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RequestLog {
+    /// Those that this proxy answered itself, and those that a policy marks.
+    #[default]
+    Refused,
+    /// Each one.
+    All,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Text, level: "info".to_owned() }
+        Self { format: LogFormat::Text, level: "info".to_owned(), requests: RequestLog::Refused }
     }
 }
 
@@ -331,6 +384,17 @@ impl Limits {
         }
         if self.handshakes_per_source > self.handshakes_in_progress {
             return fail("handshakes_per_source", "is greater than handshakes_in_progress");
+        }
+        if [self.head_timeout, self.keep_alive, self.stream_idle_timeout, self.detect_timeout]
+            .contains(&Span::from_secs(0))
+        {
+            return fail(
+                "head_timeout, keep_alive, stream_idle_timeout, detect_timeout",
+                "0s would end every request at once",
+            );
+        }
+        if self.streams == 0 {
+            return fail("streams", "0 would admit no request");
         }
         if self.connect_timeout == Span::from_secs(0) || self.idle_timeout == Span::from_secs(0) {
             return fail("connect_timeout, idle_timeout", "0s would end every connection at once");

@@ -32,6 +32,8 @@ pub struct SidecarOptions {
     pub inbound: Vec<(SocketAddr, String, Option<String>)>,
     /// mTLS out: (listen, what `--outbound` takes behind `=`).
     pub outbound: Vec<(SocketAddr, String)>,
+    /// What its listeners speak; left out, `tcp`.
+    pub protocol: Option<String>,
     /// Wanted lifetime of certificates, such as `10s`.
     pub ttl: Option<String>,
     /// Where it keeps its identity over a restart.
@@ -54,6 +56,7 @@ impl SidecarOptions {
             join,
             inbound: Vec::new(),
             outbound: Vec::new(),
+            protocol: None,
             ttl: None,
             cache: None,
             config: String::new(),
@@ -72,6 +75,12 @@ impl SidecarOptions {
     /// Towards a service by name.
     pub fn outbound(mut self, service: &str) -> Self {
         self.outbound.push((ANY, service.to_owned()));
+        self
+    }
+
+    /// What its listeners speak: `tcp`, `http`, `grpc` or `auto`.
+    pub fn protocol(mut self, protocol: &str) -> Self {
+        self.protocol = Some(protocol.to_owned());
         self
     }
 
@@ -270,12 +279,13 @@ fn spawn(binaries: &Binaries, dir: &Path, options: &SidecarOptions) -> Result<Pr
     if let Some(join) = &options.join {
         command.arg("--join-file").arg(join);
     }
+    let protocol = options.protocol.as_ref().map_or(String::new(), |p| format!(",protocol={p}"));
     for (listen, app, service) in &options.inbound {
         let announce = service.as_ref().map_or(String::new(), |s| format!(",announce={s}"));
-        command.arg("--inbound").arg(format!("{listen}={app}{announce}"));
+        command.arg("--inbound").arg(format!("{listen}={app}{protocol}{announce}"));
     }
     for (listen, upstream) in &options.outbound {
-        command.arg("--outbound").arg(format!("{listen}={upstream}"));
+        command.arg("--outbound").arg(format!("{listen}={upstream}{protocol}"));
     }
     if let Some(ttl) = &options.ttl {
         command.args(["--ttl", ttl]);

@@ -11,6 +11,7 @@ mod apps;
 mod clock;
 mod demo;
 mod harness;
+mod http;
 mod outage;
 mod programs;
 mod push;

@@ -273,7 +273,7 @@ mod tests {
         Job {
             tcp,
             source: SocketAddr::from((source, 1)),
-            route: Arc::new(Route::Service("s".into())),
+            route: Arc::new(Route::Service("s".into(), postern_config::file::proxy::Protocol::Tcp)),
             accepted: Instant::now(),
             connection: connections.take(Direction::Inbound),
             handshake: None,

@@ -25,7 +25,11 @@ fn acceptor() -> Acceptor {
 /// SIGTERM, the line of those that wait, and the other listeners all need their turn on this thread.
 #[test]
 fn a_flood_on_one_listener_does_not_keep_the_thread_to_itself() {
-    let listener = Listener::bind(([127, 0, 0, 1], 0).into(), Route::Service("none".into())).unwrap();
+    let listener = Listener::bind(
+        ([127, 0, 0, 1], 0).into(),
+        Route::Service("none".into(), postern_config::file::proxy::Protocol::Tcp),
+    )
+    .unwrap();
     let address = listener.address().unwrap();
     let flood: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(address).unwrap()).collect();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -56,7 +60,11 @@ fn a_flood_on_one_listener_does_not_keep_the_thread_to_itself() {
 /// What the kernel has accepted for a listener that stops is served; closing the socket would reset it.
 #[test]
 fn whoever_waits_in_the_kernels_queue_when_a_listener_stops_is_taken() {
-    let listener = Listener::bind(([127, 0, 0, 1], 0).into(), Route::Service("none".into())).unwrap();
+    let listener = Listener::bind(
+        ([127, 0, 0, 1], 0).into(),
+        Route::Service("none".into(), postern_config::file::proxy::Protocol::Tcp),
+    )
+    .unwrap();
     let address = listener.address().unwrap();
     let queued: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(address).unwrap()).collect();
     let (inquiry, _questions) = crate::worker::show::Inquiry::new(0);
@@ -80,7 +88,11 @@ fn whoever_waits_in_the_kernels_queue_when_a_listener_stops_is_taken() {
 /// Who stands in line for a handshake when the listeners stop gets it as soon as one is free.
 #[test]
 fn the_line_is_served_to_its_end() {
-    let route = Route::Inbound { app: "127.0.0.1:1".into(), port: 1 };
+    let route = Route::Inbound(App {
+        address: "127.0.0.1:1".into(),
+        port: 1,
+        protocol: postern_config::file::proxy::Protocol::Tcp,
+    });
     let listener = Listener::bind(([127, 0, 0, 1], 0).into(), route).unwrap();
     let queued: Vec<TcpStream> =
         (0..7).map(|_| TcpStream::connect(listener.address().unwrap()).unwrap()).collect();

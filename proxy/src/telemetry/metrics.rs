@@ -17,7 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::Outcome;
 use super::histogram::Histogram;
-use crate::jwt::metrics::JwtMetrics;
+use super::requests::Requests;
 use crate::snapshot::Snapshots;
 
 /// Which way a connection goes, as seen from the app beside this proxy.
@@ -29,7 +29,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    const ALL: [Self; 2] = [Self::Inbound, Self::Outbound];
+    pub(super) const ALL: [Self; 2] = [Self::Inbound, Self::Outbound];
 
     /// The word in labels and logs.
     pub const fn as_str(self) -> &'static str {
@@ -71,8 +71,10 @@ pub struct Metrics {
     pub generation: Gauge,
     /// The host's clock minus the control plane's, milliseconds, at the last contact.
     pub clock_skew_ms: Gauge,
-    /// JWTs and the keys that verify them.
-    pub jwt: JwtMetrics,
+    /// Connections on which `protocol: auto` waited in vain for a first byte.
+    pub detect_timeouts: Counter,
+    /// HTTP requests.
+    pub requests: Requests,
     histograms: Arc<[Histogram; 2]>,
 }
 
@@ -111,7 +113,6 @@ impl Metrics {
             "Authorization decisions by deciding policy and decision",
         );
         show_limits(&mut registry, limits);
-        let jwt = JwtMetrics::register(&mut registry);
         let open = Family::<Labels, Gauge>::default();
         registry.register("open_connections", "Connections open now, by direction", open.clone());
         let histograms: Arc<[Histogram; 2]> = Arc::default();
@@ -129,6 +130,12 @@ impl Metrics {
             counter(&mut registry, "records_dropped", "Connection records that the log could not take");
         let clock_jumps =
             counter(&mut registry, "clock_jumps", "Jumps of the host's clock by more than a minute");
+        let detect_timeouts = counter(
+            &mut registry,
+            "detect_timeouts",
+            "Connections of `protocol: auto` whose first byte did not come in time",
+        );
+        let requests = Requests::new(&mut registry);
         let gauge = |registry: &mut Registry, name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -164,7 +171,8 @@ impl Metrics {
             control_connected,
             generation,
             clock_skew_ms,
-            jwt,
+            detect_timeouts,
+            requests,
             histograms,
         }
     }
@@ -249,7 +257,7 @@ impl HandshakeCounters {
     }
 }
 
-fn family(registry: &mut Registry, name: &str, help: &str) -> Counters {
+pub(super) fn family(registry: &mut Registry, name: &str, help: &str) -> Counters {
     let family = Counters::default();
     registry.register(name, help, family.clone());
     family
@@ -266,6 +274,12 @@ fn show_limits(registry: &mut Registry, limits: &Limits) {
         ("handshake_timeout_milliseconds", millis(limits.handshake_timeout)),
         ("connect_timeout_milliseconds", millis(limits.connect_timeout)),
         ("idle_timeout_milliseconds", millis(limits.idle_timeout)),
+        ("head_timeout_milliseconds", millis(limits.head_timeout)),
+        ("keep_alive_milliseconds", millis(limits.keep_alive)),
+        ("stream_idle_timeout_milliseconds", millis(limits.stream_idle_timeout)),
+        ("detect_timeout_milliseconds", millis(limits.detect_timeout)),
+        ("minimum_rate_bytes_per_second", usize::try_from(limits.minimum_rate).unwrap_or(usize::MAX)),
+        ("streams", usize::try_from(limits.streams).unwrap_or(usize::MAX)),
     ] {
         family.get_or_create(&labels([("limit", name)])).set(i64::try_from(value).unwrap_or(i64::MAX));
     }
@@ -276,7 +290,7 @@ fn labels<const N: usize>(pairs: [(&'static str, &str); N]) -> Labels {
     pairs.into_iter().map(|(name, value)| (name, value.to_owned())).collect()
 }
 
-fn child<const N: usize>(family: &Counters, pairs: [(&'static str, &str); N]) -> Counter {
+pub(super) fn child<const N: usize>(family: &Counters, pairs: [(&'static str, &str); N]) -> Counter {
     family.get_or_create(&labels(pairs)).clone()
 }
 

@@ -20,6 +20,8 @@ pub enum Outcome {
     NoEndpoint,
     Broken,
     IdleTimeout,
+    TooSlow,
+    BadRequest,
     PolicyChanged,
     PeerExpired,
     TrustChanged,
@@ -28,7 +30,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in order of declaration; `Outcome as usize` is an index into it.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Completed,
         Self::HandshakeFailed,
         Self::Denied,
@@ -36,6 +38,8 @@ impl Outcome {
         Self::NoEndpoint,
         Self::Broken,
         Self::IdleTimeout,
+        Self::TooSlow,
+        Self::BadRequest,
         Self::PolicyChanged,
         Self::PeerExpired,
         Self::TrustChanged,
@@ -52,6 +56,8 @@ impl Outcome {
             Self::NoEndpoint => "no_endpoint",
             Self::Broken => "broken",
             Self::IdleTimeout => "idle_timeout",
+            Self::TooSlow => "too_slow",
+            Self::BadRequest => "bad_request",
             Self::PolicyChanged => "policy_changed",
             Self::PeerExpired => "peer_expired",
             Self::TrustChanged => "trust_changed",

@@ -7,7 +7,7 @@ use postern_config::svid::VerifyError;
 use rustls::{AlertDescription, CertificateError, Error};
 
 /// Why a handshake failed. The text is for the log: it never holds bytes that the peer chose.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{text}")]
 pub struct Failure {
     /// The closed reason.

@@ -3,18 +3,23 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use postern_config::id::SpiffeId;
-use postern_config::policy::Connection;
-use postern_config::svid::Peer;
 
 use crate::relay::Progress;
 use crate::telemetry::{Direction, Outcome};
+
+mod pulse;
+mod subject;
+
+pub use pulse::{Half, Pulse};
+use pulse::{Pace, Rest, too_slow};
+pub use subject::{Asked, Facts, Judged, Subject};
 
 /// How long a connection must be quiet before its buffers are taken back.
 const QUIET: Duration = Duration::from_secs(2);
@@ -27,6 +32,7 @@ pub enum Cause {
     TrustChanged,
     PeerExpired,
     IdleTimeout,
+    TooSlow,
     Drained,
 }
 
@@ -37,44 +43,21 @@ impl From<Cause> for Outcome {
             Cause::TrustChanged => Self::TrustChanged,
             Cause::PeerExpired => Self::PeerExpired,
             Cause::IdleTimeout => Self::IdleTimeout,
+            Cause::TooSlow => Self::TooSlow,
             Cause::Drained => Self::Drained,
         }
     }
 }
 
-/// What policy was asked about a connection, besides its peer.
-#[derive(Debug, Clone)]
-pub struct Facts {
-    /// Where it comes from.
-    pub source_ip: IpAddr,
-    /// Where it was accepted.
-    pub destination_ip: IpAddr,
-    /// The workload's port.
-    pub destination_port: u16,
-}
-
-impl Facts {
-    /// The question itself. The mesh sends no server name.
-    pub fn of<'a>(&self, peer: &'a SpiffeId) -> Connection<'a> {
-        Connection {
-            peer: Some(peer),
-            admits_anonymous: false,
-            source_ip: self.source_ip,
-            remote_ip: self.source_ip,
-            destination_ip: self.destination_ip,
-            destination_port: self.destination_port,
-            sni: None,
-        }
-    }
-}
-
-/// Who is at the other end, and for inbound connections what policy was asked.
-#[derive(Debug)]
-pub struct Subject {
-    /// The verified peer.
-    pub peer: Peer,
-    /// None for outbound connections, which policy does not judge.
-    pub facts: Option<Facts>,
+/// How long what is open may stand still, and how slowly it may move.
+#[derive(Debug, Clone, Copy)]
+pub struct Ages {
+    /// A connection without a byte.
+    pub connection: Duration,
+    /// A request in progress without a byte.
+    pub request: Duration,
+    /// Bytes a second of what is waited for, at least.
+    pub rate: u64,
 }
 
 /// What operators are shown of an open connection besides its peer; nothing is decided by it.
@@ -105,6 +88,8 @@ struct Shared {
     entries: RefCell<HashMap<u64, Weak<Inner>>>,
     next: Cell<u64>,
     closing: Cell<bool>,
+    /// By direction.
+    draining: [Cell<bool>; 2],
     emptied: RefCell<Option<Waker>>,
 }
 
@@ -132,16 +117,31 @@ pub struct Open {
 
 struct Inner {
     subject: RefCell<Option<Rc<Subject>>>,
-    about: RefCell<About>,
+    about: RefCell<Option<About>>,
     cause: Cell<Option<Cause>>,
+    draining: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     active: Cell<Instant>,
+    /// Whether idleness counts: a handshake has a deadline of its own.
+    settled: Cell<bool>,
+    /// When the head of a request that has begun must have come.
+    head_by: Cell<Option<Instant>>,
+    /// Set for HTTP.
+    rest: Cell<Option<Rest>>,
+    /// How fast the other end sends what this side waits for, and takes what this side has to send.
+    pace: [Cell<Pace>; 2],
     shrink: Cell<bool>,
     up: Cell<u64>,
     down: Cell<u64>,
 }
 
 impl Inner {
+    fn moved(&self, up: usize, down: usize) {
+        self.active.set(Instant::now());
+        self.up.set(self.up.get() + up as u64);
+        self.down.set(self.down.get() + down as u64);
+    }
+
     fn wake(&self) {
         if let Some(waker) = self.waker.borrow().as_ref() {
             waker.wake_by_ref();
@@ -157,19 +157,25 @@ impl Inner {
 }
 
 impl Registry {
-    /// Registers a connection that was just accepted.
-    pub fn enter(&self, about: About) -> Open {
+    /// Registers a connection that was just accepted; one without `about` is not shown to operators.
+    pub fn enter(&self, about: impl Into<Option<About>>) -> Open {
+        let about = about.into();
         let shared = &self.shared;
         let key = shared.next.replace(shared.next.get() + 1);
         let inner = Rc::new(Inner {
             subject: RefCell::default(),
-            about: RefCell::new(about),
             cause: Cell::new(shared.closing.get().then_some(Cause::Drained)),
+            draining: Cell::new(about.as_ref().is_some_and(|a| shared.draining[a.direction as usize].get())),
             waker: RefCell::default(),
             active: Cell::new(Instant::now()),
+            settled: Cell::new(false),
+            head_by: Cell::new(None),
+            rest: Cell::new(None),
+            pace: Default::default(),
             shrink: Cell::new(false),
             up: Cell::new(0),
             down: Cell::new(0),
+            about: RefCell::new(about),
         });
         shared.entries.borrow_mut().insert(key, Rc::downgrade(&inner));
         Open { key, inner, registry: Rc::clone(shared) }
@@ -190,8 +196,8 @@ impl Registry {
             let inner = entries.get(&key)?.upgrade()?;
             Some(Shown {
                 number: key,
-                about: inner.about.borrow().clone(),
-                peer: inner.subject.borrow().as_ref().map(|s| s.peer.id.clone()),
+                about: inner.about.borrow().clone()?,
+                peer: inner.subject.borrow().as_ref().and_then(|s| s.id().cloned()),
                 idle: inner.active.get().elapsed(),
                 bytes: (inner.up.get(), inner.down.get()),
             })
@@ -222,6 +228,17 @@ impl Registry {
         self.each(|inner| inner.close(cause));
     }
 
+    /// Asks every connection of one direction to end when it can, those to come included.
+    pub fn drain(&self, direction: Direction) {
+        self.shared.draining[direction as usize].set(true);
+        self.each(|inner| {
+            if inner.about.borrow().as_ref().is_some_and(|a| a.direction == direction) {
+                inner.draining.set(true);
+                inner.wake();
+            }
+        });
+    }
+
     /// Ends the connections for which `judge` finds a cause. Those whose peer is not proven yet are left to their
     /// handshake, which reads the new snapshots itself.
     pub fn close_where(&self, judge: impl Fn(&Subject) -> Option<Cause>) {
@@ -233,13 +250,25 @@ impl Registry {
         });
     }
 
-    /// Ends what has been idle for `limit`; has quiet connections give their buffers back. What has no peer yet is still in
-    /// its handshake, which has a deadline of its own.
-    pub fn age(&self, limit: Duration) {
+    /// Ends what has been idle for too long and what is too slow; has quiet connections give their buffers back.
+    pub fn age(&self, ages: &Ages) {
+        let now = Instant::now();
         self.each(|inner| {
-            let idle = inner.active.get().elapsed();
-            if idle >= limit && inner.subject.borrow().is_some() {
+            let idle = now.saturating_duration_since(inner.active.get());
+            let limit = match inner.rest.get() {
+                Some(rest) if rest.requests > 0 => ages.request,
+                Some(rest) => {
+                    inner.age_at_rest(rest, now);
+                    Duration::MAX
+                }
+                None => ages.connection,
+            };
+            if idle >= limit && inner.settled.get() {
                 inner.close(Cause::IdleTimeout);
+            } else if inner.head_by.get().is_some_and(|by| by <= now)
+                || inner.pace.iter().any(|pace| too_slow(pace, now, ages.rate))
+            {
+                inner.close(Cause::TooSlow);
             } else if idle >= QUIET && idle < QUIET * 2 {
                 inner.shrink.set(true);
                 inner.wake();
@@ -258,12 +287,25 @@ impl Open {
     /// Names the peer, now that it is proven; from here on the connection is judged with the others.
     pub fn prove(&self, subject: Rc<Subject>) {
         *self.inner.subject.borrow_mut() = Some(subject);
+        self.settle();
+    }
+
+    /// The handshake is over: from here on idleness counts.
+    pub fn settle(&self) {
+        self.inner.settled.set(true);
         self.inner.active.set(Instant::now());
     }
 
     /// Notes what operators shall see.
     pub fn note(&self, change: impl FnOnce(&mut About)) {
-        change(&mut self.inner.about.borrow_mut());
+        if let Some(about) = &mut *self.inner.about.borrow_mut() {
+            change(about);
+        }
+    }
+
+    /// A handle that notes what moves.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(Rc::clone(&self.inner))
     }
 
     /// Takes that back: this peer is not the one that the connection goes on with.
@@ -273,17 +315,24 @@ impl Open {
 
     /// Ends when somebody wants this connection closed.
     pub async fn closed(&self) -> Cause {
-        poll_fn(|cx| {
-            if let Some(cause) = self.inner.cause.get() {
-                return Poll::Ready(cause);
-            }
-            let mut waker = self.inner.waker.borrow_mut();
-            if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
-                *waker = Some(cx.waker().clone());
-            }
-            Poll::Pending
-        })
-        .await
+        poll_fn(|cx| self.wanted(cx, self.inner.cause.get())).await
+    }
+
+    /// Ends when this connection should end as soon as it can.
+    pub async fn draining(&self) {
+        poll_fn(|cx| self.wanted(cx, self.inner.draining.get().then_some(()))).await;
+    }
+
+    /// All wishes wake one task: the connection's own.
+    fn wanted<T>(&self, cx: &mut Context<'_>, wish: Option<T>) -> Poll<T> {
+        if let Some(wish) = wish {
+            return Poll::Ready(wish);
+        }
+        let mut waker = self.inner.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
     }
 
     /// Does `work`, unless somebody wants this connection closed before it is done; that wish goes first.
@@ -302,9 +351,7 @@ impl Open {
 
     /// Notes bytes that moved.
     pub fn moved(&self, up: usize, down: usize) {
-        self.inner.active.set(Instant::now());
-        self.inner.up.set(self.inner.up.get() + up as u64);
-        self.inner.down.set(self.inner.down.get() + down as u64);
+        self.inner.moved(up, down);
     }
 
     /// Whether buffers should be given back; asks once.

@@ -62,7 +62,15 @@ fn rig() -> Rig {
     let tls = Tls::new(Arc::clone(&snapshots)).unwrap();
     let (telemetry, _) = telemetry::start(metrics, None).unwrap();
     let (drain, drain_outbound) = (CancellationToken::new(), CancellationToken::new());
-    let shared = Shared { snapshots, tls, telemetry, limits: Arc::new(limits), drain, drain_outbound };
+    let shared = Shared {
+        snapshots,
+        tls,
+        telemetry,
+        limits: Arc::new(limits),
+        request_log: RequestLog::All,
+        drain,
+        drain_outbound,
+    };
     let kill = CancellationToken::new();
     let (handle, thread) = start(0, shared.clone(), kill.clone()).unwrap();
     Rig { shared, kill, handle, thread, bundles }
@@ -95,7 +103,11 @@ impl Rig {
 }
 
 fn inbound(app: &TcpListener) -> Route {
-    Route::Inbound { app: app.local_addr().unwrap().to_string().into(), port: 80 }
+    Route::Inbound(App {
+        address: app.local_addr().unwrap().to_string().into(),
+        port: 80,
+        protocol: Protocol::Tcp,
+    })
 }
 
 /// A certificate is verified when it comes, and the peer alone decides when it ends the handshake.
@@ -149,7 +161,7 @@ fn the_end_of_the_drain_ends_handshakes_too() {
     let upstream = silent.local_addr().unwrap().to_string();
     let endpoints = std::slice::from_ref(&upstream);
     let upstream = Upstream::new(&rig.shared.tls, &upstream, ID.parse().unwrap(), endpoints).unwrap();
-    let outward = rig.connect(Route::Fixed(Arc::new(upstream)));
+    let outward = rig.connect(Route::Fixed(Arc::new(upstream), Protocol::Tcp));
     drop(silent.accept().map(|(tcp, _)| std::mem::forget(tcp)));
     let inward = rig.connect(inbound(&silent));
     rig.kill.cancel();

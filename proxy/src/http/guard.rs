@@ -1,0 +1,231 @@
+//! Stands between a connection's bytes and the HTTP library: what the library would read leniently never reaches it, what
+//! it does not bound is bounded here, and a peer that is too slow is noticed.
+//!
+//! A refused HTTP/1 request is replaced by bytes that the library is sure to refuse, so that the answer 400 and the end of
+//! the connection come from one place and in the order of the requests.
+
+use std::cell::Cell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_read_buf;
+
+use super::Version;
+use crate::worker::open::{Half, Pulse};
+
+pub mod h1;
+pub mod h2;
+#[cfg(test)]
+mod tests;
+
+use h1::{Flaw, Framing, Place, Step};
+
+/// Neither a method nor the size of a chunk begins with this byte.
+const REFUSED: &[u8] = b"\0\0\0\0\r\n\r\n";
+/// What one read of HTTP/1 takes: a head, or a good part of a body.
+const READ: usize = 16 * 1024;
+
+/// What the guard and the handler of the connection's requests say to each other.
+#[derive(Debug, Default)]
+pub struct Said {
+    flaw: Cell<Option<Flaw>>,
+    flood: Cell<bool>,
+    release: Cell<Option<bool>>,
+}
+
+impl Said {
+    /// Why requests are no longer read.
+    pub fn flaw(&self) -> Option<Flaw> {
+        self.flaw.get()
+    }
+
+    /// Whether the peer sent more frames without data than anyone needs.
+    pub fn flooded(&self) -> bool {
+        self.flood.get()
+    }
+
+    /// How the request was answered behind which bytes may wait: whether the connection is a tunnel now.
+    pub fn answered(&self, tunnel: bool) {
+        self.release.set(Some(tunnel));
+    }
+}
+
+/// A guarded stream.
+pub struct Guard<S> {
+    stream: S,
+    pulse: Pulse,
+    said: Rc<Said>,
+    head_timeout: Duration,
+    reading: Reading,
+}
+
+enum Reading {
+    Http1 {
+        framing: Framing,
+        pending: BytesMut,
+        /// How many of the pending bytes may go on.
+        granted: usize,
+    },
+    Http2(h2::Meter, Instant),
+}
+
+impl<S> Guard<S> {
+    /// Guards a connection that speaks `version`.
+    pub fn new(stream: S, version: Version, pulse: Pulse, said: Rc<Said>, head_timeout: Duration) -> Self {
+        let reading = match version {
+            Version::Http1 => {
+                Reading::Http1 { framing: Framing::default(), pending: BytesMut::new(), granted: 0 }
+            }
+            Version::Http2 => Reading::Http2(h2::Meter::default(), Instant::now()),
+        };
+        Self { stream, pulse, said, head_timeout, reading }
+    }
+
+    /// The stream below, and what was read of it and has not gone on.
+    pub fn into_parts(self) -> (S, BytesMut) {
+        match self.reading {
+            Reading::Http1 { pending, .. } => (self.stream, pending),
+            Reading::Http2(..) => (self.stream, BytesMut::new()),
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> Guard<S> {
+    fn poll_http1(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, pulse, said, head_timeout, reading: Reading::Http1 { framing, pending, granted } } =
+            self
+        else {
+            return Poll::Ready(Ok(()));
+        };
+        if let Some(tunnel) = said.release.take() {
+            framing.release(tunnel);
+        }
+        while *granted == 0 {
+            let before = framing.place();
+            match framing.step(pending) {
+                Step::Pass(bytes) => {
+                    *granted = bytes;
+                    match framing.place() {
+                        _ if !matches!(before, Place::Start | Place::Head(_)) => {}
+                        Place::Body(_) | Place::ChunkSize => pulse.head_within(None),
+                        Place::Start | Place::Held => {
+                            pulse.head_within(None);
+                            pulse.arrived(Half::Read);
+                        }
+                        _ => {}
+                    }
+                }
+                Step::Hold => return Poll::Pending,
+                Step::Refuse(flaw) => {
+                    said.flaw.set(Some(flaw));
+                    pulse.head_within(None);
+                    pending.clear();
+                    pending.extend_from_slice(REFUSED);
+                    *granted = REFUSED.len();
+                }
+                Step::More => {
+                    if before == Place::Start && framing.place() != Place::Start {
+                        pulse.head_within(Some(*head_timeout));
+                    }
+                    let in_body = !matches!(before, Place::Start | Place::Head(_) | Place::Tunnel);
+                    pending.reserve(READ);
+                    let polled = poll_read_buf(Pin::new(stream), cx, pending);
+                    let Poll::Ready(read) = polled else {
+                        if in_body {
+                            pulse.waits(Half::Read);
+                        }
+                        if pending.is_empty() {
+                            // An idle connection holds no buffer.
+                            *pending = BytesMut::new();
+                        }
+                        return Poll::Pending;
+                    };
+                    let read = read?;
+                    if read == 0 {
+                        return Poll::Ready(Ok(()));
+                    }
+                    pulse.moved(read, 0);
+                    if in_body {
+                        pulse.progressed(Half::Read, read);
+                    }
+                }
+            }
+        }
+        let pass = (*granted).min(buf.remaining());
+        buf.put_slice(&pending[..pass]);
+        pending.advance(pass);
+        *granted -= pass;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let Reading::Http2(meter, since) = &mut this.reading else { return this.poll_http1(cx, buf) };
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        let read = &buf.filled()[before..];
+        this.pulse.moved(read.len(), 0);
+        if meter.read(read, || since.elapsed()) {
+            return Poll::Ready(Ok(()));
+        }
+        this.said.flood.set(true);
+        Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Guard<S> {
+    fn wrote(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &polled {
+            Poll::Ready(Ok(wrote)) => {
+                self.pulse.moved(0, *wrote);
+                self.pulse.progressed(Half::Write, *wrote);
+                if let Reading::Http2(meter, _) = &mut self.reading {
+                    meter.wrote(*wrote);
+                }
+            }
+            Poll::Pending => self.pulse.waits(Half::Write),
+            Poll::Ready(Err(_)) => {}
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.wrote(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.wrote(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        match &polled {
+            Poll::Pending => self.pulse.waits(Half::Write),
+            Poll::Ready(_) => self.pulse.progressed(Half::Write, 0),
+        }
+        polled
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

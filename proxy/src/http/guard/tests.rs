@@ -1,0 +1,111 @@
+//! What the guard lets through, and in which pieces.
+
+use super::h1::{Flaw, Framing, Place, Step};
+
+/// Feeds `bytes` in pieces of `size`: what went on, and where the framing stands at the end.
+fn feed(bytes: &[u8], size: usize) -> (Vec<u8>, Place) {
+    let (mut framing, mut pending, mut passed) = (Framing::default(), Vec::new(), Vec::new());
+    for piece in bytes.chunks(size) {
+        pending.extend_from_slice(piece);
+        loop {
+            match framing.step(&pending) {
+                Step::Pass(n) => passed.extend(pending.drain(..n)),
+                Step::More | Step::Hold => break,
+                Step::Refuse(flaw) => return (passed, Place::Refused(flaw)),
+            }
+        }
+    }
+    (passed, framing.place())
+}
+
+#[test]
+fn good_requests_pass_whole_however_they_come() {
+    let requests: &[&[u8]] = &[
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"\r\nGET / HTTP/1.0\r\n\r\n",
+        b"POST /a?b=c HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhelloGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n5;x=\"y\"\r\nhello\r\nA\r\n0123456789\r\n0\r\nx: y\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: a\r\nX: \xc3\xa9\t.\r\n\r\n",
+        b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+    ];
+    for request in requests {
+        for size in 1..=request.len() {
+            assert_eq!(feed(request, size), (request.to_vec(), Place::Start), "pieces of {size}");
+        }
+    }
+}
+
+#[test]
+fn what_two_readers_could_read_differently_is_refused_however_it_comes() {
+    let head = |lines: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{lines}\r\n\r\n").into_bytes();
+    let chunked = |body: &str| [head("Transfer-Encoding: chunked"), body.as_bytes().to_vec()].concat();
+    let requests = [
+        head("Content-Length: 5\r\nTransfer-Encoding: chunked"),
+        head("Transfer-Encoding: chunked\r\nContent-Length: 5"),
+        head("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"),
+        head("Transfer-Encoding: ,chunked"),
+        head("Transfer-Encoding: chunked, identity"),
+        head("Transfer-Encoding: xchunked"),
+        head("Transfer-Encoding: \x0bchunked"),
+        head("Transfer-Encoding: identity"),
+        b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec(),
+        head("Content-Length: 5\r\nContent-Length: 5"),
+        head("Content-Length: 5, 5"),
+        head("Content-Length: +5"),
+        head("Content-Length: 0x5"),
+        head("Content-Length: -5"),
+        head("Content-Length: 5 5"),
+        head("Content-Length: "),
+        head("Content-Length: 12345678901234567890"),
+        b"GET / HTTP/1.1\nHost: a\r\n\r\n".to_vec(),
+        b"GET / HTTP/1.1\r\nHost: a\n\r\n\r\n".to_vec(),
+        b"GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n".to_vec(),
+        head(" folded: x"),
+        head("X: a\r\n folded"),
+        head("X : a"),
+        head(": a"),
+        head("X\0Y: a"),
+        head("X: a\0b"),
+        head("no colon"),
+        b"get / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(),
+        b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(),
+        b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(),
+        b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(),
+        b"GET /a\\b HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(),
+        b"GET /\xc3\xa9 HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(),
+        b"GET / HTTP/1.2\r\nHost: a\r\n\r\n".to_vec(),
+        b"GET / HTTP/2.0\r\nHost: a\r\n\r\n".to_vec(),
+        b"GET /\r\n\r\n".to_vec(),
+        chunked("5 \r\nhello\r\n0\r\n\r\n"),
+        chunked("5\nhello\r\n0\r\n\r\n"),
+        chunked("5;a\nb\r\nhello\r\n0\r\n\r\n"),
+        chunked("0x5\r\nhello\r\n0\r\n\r\n"),
+        chunked("-5\r\nhello\r\n0\r\n\r\n"),
+        chunked("ffffffffffffffff\r\nhello"),
+        chunked("5\r\nhelloX\r\n0\r\n\r\n"),
+        chunked("5\r\nhello\n0\r\n\r\n"),
+        chunked("0\r\nbad trailer\r\n\r\n"),
+        chunked("0\r\nx: y\n\r\n"),
+        chunked(&format!("5;{}\r\nhello", "x".repeat(1000))),
+    ];
+    for request in requests {
+        for size in [1, 2, 7, request.len()] {
+            let (_, place) = feed(&request, size);
+            let shown = request.escape_ascii();
+            assert!(matches!(place, Place::Refused(Flaw(_))), "pieces of {size} of {shown}: {place:?}");
+        }
+    }
+}
+
+#[test]
+fn what_follows_a_request_to_switch_waits_for_its_answer() {
+    let switch = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let (passed, place) = feed(&[&switch[..], b"early data"].concat(), 3);
+    assert_eq!((passed, place), (switch.to_vec(), Place::Held));
+    let mut framing = Framing::default();
+    assert_eq!(framing.step(switch), Step::Pass(switch.len()));
+    assert_eq!(framing.step(b"early"), Step::Hold);
+    framing.release(true);
+    assert_eq!(framing.step(b"early"), Step::Pass(5));
+}

@@ -1,0 +1,198 @@
+//! Headers at a hop: what ends here is removed (RFC 9110 §7.6.1, RFC 9113 §8.2.2), and so is what only a proxy may say.
+
+use ::http::header::{
+    CONNECTION, CONTENT_LENGTH, COOKIE, Entry, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use ::http::{Version, request, response};
+use postern_config::http::trace::TraceParent;
+
+use super::refuse::{DENIAL, Fault, Refusal};
+
+/// Who called, for the app.
+pub const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const PROXY_AUTHENTICATE: HeaderName = HeaderName::from_static("proxy-authenticate");
+const PROXY_AUTHORIZATION: HeaderName = HeaderName::from_static("proxy-authorization");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// A request id that is taken over from a caller is no longer than this.
+const MAX_REQUEST_ID: usize = 128;
+/// Headers with this beginning are ours alone.
+const OURS: &str = "x-postern-";
+
+/// End at every hop, beside what `Connection` names.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HTTP2_SETTINGS,
+];
+
+/// Without these a message means something else, so `Connection` may not name them.
+const ESSENTIAL: [HeaderName; 4] = [HOST, CONTENT_LENGTH, TRANSFER_ENCODING, TE];
+
+/// Removes from a request what ends at this hop; the protocol that it asks to switch to, if this proxy can carry that.
+pub fn end_hop_of_request(
+    parts: &mut request::Parts,
+    has_body: bool,
+) -> Result<Option<HeaderValue>, Refusal> {
+    let headers = &mut parts.headers;
+    let wants_trailers = names(headers, &TE, "trailers");
+    let switch = (parts.version == Version::HTTP_11 && !has_body && names(headers, &CONNECTION, "upgrade"))
+        .then(|| headers.get(UPGRADE).cloned())
+        .flatten()
+        // Over plain text it would take the next requests past everything that judges them.
+        .filter(|to| !to.as_bytes().to_ascii_lowercase().starts_with(b"h2c") && !to.is_empty());
+    remove_named(headers)?;
+    HOP_BY_HOP.iter().for_each(|name| remove(headers, name));
+    remove(headers, &TE);
+    if wants_trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    Ok(switch)
+}
+
+/// Removes from an answer what ends at this hop.
+pub fn end_hop_of_answer(parts: &mut response::Parts) {
+    let headers = &mut parts.headers;
+    // An answer that cannot be cleaned as it asks is still cleaned of what every answer is.
+    let _ = remove_named(headers);
+    HOP_BY_HOP.iter().for_each(|name| remove(headers, name));
+}
+
+/// Says that this hop switches protocols.
+pub(super) fn switch(headers: &mut HeaderMap, to: Option<HeaderValue>) {
+    let Some(to) = to else { return };
+    headers.insert(UPGRADE, to);
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+}
+
+/// Removes what only this proxy may tell the app: every spelling of it that a CGI-like app would take for the same.
+pub fn remove_spoofed(headers: &mut HeaderMap) {
+    let spoofed: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name.as_str())).cloned().collect();
+    for name in spoofed {
+        headers.remove(name);
+    }
+}
+
+/// Removes from an app's answer what only this proxy may say.
+pub fn remove_denial(headers: &mut HeaderMap) {
+    remove(headers, &DENIAL);
+}
+
+/// Cleans trailers of what may only stand in a head (RFC 9110 §6.5.1).
+pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
+    if trailers.is_empty() {
+        return;
+    }
+    remove_spoofed(trailers);
+    HOP_BY_HOP.iter().chain(&ESSENTIAL).chain([&TRAILER, &DENIAL]).for_each(|name| remove(trailers, name));
+    for name in
+        ["authorization", "cookie", "set-cookie", "content-type", "content-encoding", "x-forwarded-for"]
+    {
+        trailers.remove(name);
+    }
+}
+
+/// `x-forwarded-client-cert` and `x-postern-…`, `_` taken for `-` as CGI does.
+fn is_ours(name: &str) -> bool {
+    if !name.starts_with('x') {
+        return false;
+    }
+    let matches = |ours: &str, name: &str| {
+        name.len() >= ours.len()
+            && name.bytes().zip(ours.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+    };
+    matches(OURS, name) || (name.len() == XFCC.as_str().len() && matches(XFCC.as_str(), name) && name != XFCC)
+}
+
+/// Continues the caller's trace or begins one, and gives a request that has none an id.
+pub fn trace(headers: &mut HeaderMap) {
+    let parent = rand::random();
+    let theirs = TraceParent::of(headers.get_all(TRACEPARENT).iter().map(HeaderValue::as_bytes));
+    let trace = match theirs {
+        Some(trace) => trace.child(parent),
+        None => {
+            headers.remove("tracestate");
+            TraceParent::new(rand::random(), parent, false)
+        }
+    };
+    if let Ok(value) = HeaderValue::from_bytes(&trace.to_bytes()) {
+        headers.insert(TRACEPARENT, value);
+    }
+    let known =
+        |id: &HeaderValue| id.len() <= MAX_REQUEST_ID && id.as_bytes().iter().all(u8::is_ascii_graphic);
+    if headers.get_all(REQUEST_ID).iter().count() != 1 || !headers.get(REQUEST_ID).is_some_and(known) {
+        let mut text = [0; ulid::ULID_LEN];
+        let id = ulid::Ulid::new();
+        if let Ok(value) = HeaderValue::from_str(id.array_to_str(&mut text)) {
+            headers.insert(REQUEST_ID, value);
+        }
+    }
+}
+
+/// The request's id, which [`trace`] has set.
+pub fn request_id(headers: &HeaderMap) -> Option<&str> {
+    headers.get(REQUEST_ID)?.to_str().ok()
+}
+
+/// Joins the cookies that HTTP/2 may send apart: HTTP/1 has one line (RFC 9113 §8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let joined =
+        headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+fn remove_named(headers: &mut HeaderMap) -> Result<(), Refusal> {
+    if !headers.contains_key(CONNECTION) {
+        return Ok(());
+    }
+    let mut named: Vec<HeaderName> = Vec::new();
+    for line in headers.get_all(CONNECTION) {
+        for token in line.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii) {
+            if token.is_empty()
+                || token.eq_ignore_ascii_case(b"close")
+                || token.eq_ignore_ascii_case(b"keep-alive")
+            {
+                continue;
+            }
+            named.extend(HeaderName::from_bytes(token));
+        }
+    }
+    if named.iter().any(|n| ESSENTIAL.contains(n) && *n != TE) {
+        return Err(Refusal::new(
+            Fault::BadRequest,
+            "Connection names a header without which the request is another",
+        ));
+    }
+    named.iter().for_each(|name| remove(headers, name));
+    Ok(())
+}
+
+/// Whether a comma-separated header holds `word`.
+fn names(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
+    headers.get_all(name).iter().any(|line| {
+        line.as_bytes().split(|b| *b == b',').any(|item| {
+            let item = item.split(|b| *b == b';').next().unwrap_or_default();
+            item.trim_ascii().eq_ignore_ascii_case(word.as_bytes())
+        })
+    })
+}
+
+fn remove(headers: &mut HeaderMap, name: &HeaderName) {
+    if let Entry::Occupied(entry) = headers.entry(name) {
+        entry.remove_entry_mult();
+    }
+}

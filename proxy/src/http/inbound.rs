@@ -1,0 +1,152 @@
+//! A peer's requests: each spelled in one way, judged by identity, introduced to the app, and forwarded to it.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ::http::request::Parts;
+use postern_config::file::proxy::Protocol;
+use postern_config::policy::{Request as Question, Verdict};
+use tokio::task::JoinHandle;
+
+use super::forward::{self, Answer, Far, To};
+use super::note::Note;
+use super::pool::Speaks;
+use super::refuse::{Fault, Refusal, is_grpc};
+use super::request::{self, Target};
+use super::{Handler, Request, Response, Version, headers, serve, tunnel};
+use crate::finish::Socketed;
+use crate::inbound::{App, Caller};
+use crate::policy::CurrentPolicy;
+use crate::telemetry::{Direction, Outcome, Record};
+use crate::worker::Worker;
+use crate::worker::open::{Asked, Judged, Open, Subject};
+
+/// Serves a peer's connection to its end.
+pub async fn serve(
+    worker: &Rc<Worker>,
+    open: &Open,
+    stream: impl Socketed + 'static,
+    version: Version,
+    caller: Caller,
+    app: &App,
+    record: &mut Record,
+) -> Outcome {
+    open.note(|about| about.protocol = version.as_str());
+    let handler =
+        Rc::new(Inbound { worker: Rc::clone(worker), app: app.clone(), caller, tunnel: RefCell::default() });
+    let ended = serve::serve(worker, open, stream, version, &handler).await;
+    record.detail = ended.detail;
+    let begun = handler.tunnel.take();
+    let (Some(near), Some(Begun { far, asked })) = (ended.tunnel, begun) else { return ended.outcome };
+    let peer = handler.caller.subject.peer.clone();
+    let subject = Rc::new(Subject { peer, judged: Judged::Request(asked) });
+    tunnel::carry(worker, open, near, far, Some(subject), Direction::Inbound, record).await
+}
+
+/// The handler of one connection's requests.
+struct Inbound {
+    worker: Rc<Worker>,
+    app: App,
+    caller: Caller,
+    tunnel: RefCell<Option<Begun>>,
+}
+
+/// A tunnel that the last answer began.
+struct Begun {
+    far: JoinHandle<Option<Far>>,
+    asked: Box<Asked>,
+}
+
+impl Handler for Inbound {
+    async fn handle(self: Rc<Self>, request: Request) -> Response {
+        let mut note = Note::new(Direction::Inbound, request.method(), request.headers());
+        let mut answered = self.answer(request, &mut note).await;
+        if let Ok(answer) = &mut answered {
+            headers::remove_denial(answer.response.headers_mut());
+        }
+        let Caller { source, subject, .. } = &self.caller;
+        note.finish(&self.worker, *source, subject.id(), &self.app.address, answered)
+    }
+
+    fn became_tunnel(&self) -> bool {
+        self.tunnel.borrow().is_some()
+    }
+}
+
+impl Inbound {
+    async fn answer(&self, request: Request, note: &mut Note) -> Result<Answer, Refusal> {
+        let (mut parts, body) = request.into_parts();
+        let policy = self.worker.shared.snapshots.policy.load_full();
+        let policy = policy.ok_or_else(|| Refusal::new(Fault::NotReady, "no policy is held yet"))?;
+        let target = request::check(&mut parts, Some(policy.path_rules()))?;
+        note.host.clone_from(&target.host);
+        let switch = headers::end_hop_of_request(&mut parts, !body.is_empty())?;
+        headers::remove_spoofed(&mut parts.headers);
+        headers::trace(&mut parts.headers);
+        note.sees(&parts.uri, &parts.headers);
+        self.judge(&policy, &parts, &target, note)?;
+        // Held on to, it would keep a replaced policy alive for as long as the app takes.
+        drop(policy);
+        let asked = switch.is_some().then(|| self.asked(&parts, target));
+        self.caller.introduction.apply(&mut parts.headers, self.caller.subject.id());
+        let to = To::App(Arc::clone(&self.app.address), self.speaks(&parts));
+        let (Some(switch), Some(asked)) = (switch, asked) else {
+            return forward::send(&self.worker, &to, Request::from_parts(parts, body)).await;
+        };
+        forward::ask_to_switch(&mut parts, switch);
+        let (answer, switched) = forward::switch(&self.worker, &to, Request::from_parts(parts, body)).await?;
+        *self.tunnel.borrow_mut() = switched.map(|s| Begun { far: s.far, asked: Box::new(asked) });
+        Ok(answer)
+    }
+
+    fn judge(
+        &self,
+        policy: &CurrentPolicy,
+        parts: &Parts,
+        target: &Target,
+        note: &mut Note,
+    ) -> Result<(), Refusal> {
+        let verdict = policy.decide_request(&Question {
+            connection: self.caller.facts.of(self.caller.subject.id()),
+            method: parts.method.as_str(),
+            host: &target.host,
+            path: parts.uri.path(),
+            headers: &parts.headers,
+            token: None,
+        });
+        note.policy = policy.decider(&verdict);
+        note.audit = policy.auditor(&verdict);
+        let explain = |verdict: &Verdict| policy.policy().explain(verdict);
+        note.dry_run = verdict.dry_run.as_ref().filter(|trial| trial.allow != verdict.allow).map(|trial| {
+            let because = trial.because.clone();
+            explain(&Verdict { allow: trial.allow, because, audit: None, dry_run: None })
+        });
+        if verdict.allow {
+            return Ok(());
+        }
+        let denial = Some(ulid::Ulid::new().to_string());
+        Err(Refusal { fault: Fault::Denied, detail: explain(&verdict), denial })
+    }
+
+    /// The question as it can be put again, for as long as the tunnel lasts.
+    fn asked(&self, parts: &Parts, target: Target) -> Asked {
+        Asked {
+            facts: self.caller.facts.clone(),
+            method: parts.method.clone(),
+            host: target.host,
+            path: parts.uri.path().to_owned(),
+            headers: parts.headers.clone(),
+            token: None,
+        }
+    }
+
+    /// What the app gets: gRPC is HTTP/2 wherever it is spoken.
+    fn speaks(&self, parts: &Parts) -> Speaks {
+        if self.app.protocol == Protocol::Grpc || is_grpc(&parts.headers) {
+            Speaks::Http2
+        } else {
+            Speaks::Http1
+        }
+    }
+}

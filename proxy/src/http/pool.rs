@@ -1,0 +1,402 @@
+//! Connections to apps and peers, kept for the next request. One pool per worker, so nothing here is locked.
+//!
+//! A connection is taken up again only by requests to the same peer identity at the same address in the same protocol, and
+//! only while it is as good as a new one: made with the credentials and bundles that are in force, and not too old. One
+//! that no longer is finishes what it carries and goes.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ::http::header::HOST;
+use ::http::uri::{Authority, Parts as UriParts, PathAndQuery, Scheme};
+use ::http::{HeaderValue, Uri};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use postern_config::id::SpiffeId;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
+
+use super::{Body, OnThisThread, Request, Version};
+use crate::dial::{self, Miss};
+use crate::discover::Upstream;
+use crate::snapshot::Trust;
+use crate::tls::{self, Alpn, Credentials};
+use crate::worker::Worker;
+use crate::worker::open::Open;
+
+/// HTTP/2 connections of one worker to one address: one would share its congestion window and its lost packets among all.
+const LINES: usize = 4;
+/// Requests that a connection carries before the next one is opened.
+const GROW_AT: usize = 32;
+/// Requests that a connection carries at most; what peers commonly allow.
+const STREAMS: usize = 100;
+/// How long an unused connection is kept: to an app below the shortest keep-alive in common use (5 s), so that a request
+/// rarely meets its end; to a peer as long as a handshake is worth.
+const IDLE_APP: Duration = Duration::from_secs(4);
+const IDLE_PEER: Duration = Duration::from_secs(90);
+/// How long any connection is taken up again: load finds new endpoints within this time. A random fifth is added, so that
+/// those opened together do not go together.
+const MAX_AGE: Duration = Duration::from_secs(600);
+/// Unused HTTP/1 connections to one address.
+const IDLE_LINES: usize = 64;
+/// What may be under way to this side before it is read; enough for 10 Gbit/s at 1 ms, little enough for many connections.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Decoded size of an answer's head.
+const HEAD_LIMIT: u32 = 64 * 1024;
+/// A dead peer under requests is noticed within the two together.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is spoken to an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Speaks {
+    /// HTTP/1.1 in plain text.
+    Http1,
+    /// HTTP/2 with prior knowledge in plain text (RFC 9113 §3.3).
+    Http2,
+    /// What the handshake agrees on.
+    Mesh,
+}
+
+/// What a connection must be, to be taken up again.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Who is at the other end; none for the app.
+    pub peer: Option<SpiffeId>,
+    /// Where, `host:port`.
+    pub address: Arc<str>,
+    /// In which protocol.
+    pub speaks: Speaks,
+}
+
+/// One worker's connections.
+#[derive(Default)]
+pub struct Pool {
+    hosts: RefCell<HashMap<Key, Rc<Host>>>,
+}
+
+/// The connections to one address.
+struct Host {
+    key: Key,
+    lines: RefCell<Vec<Rc<Line>>>,
+    dialing: Cell<usize>,
+    /// Counts the dials that failed, with how the last one did.
+    failures: RefCell<(u64, Option<Miss>)>,
+    dialed: Notify,
+}
+
+/// One connection.
+struct Line {
+    sender: RefCell<Sender>,
+    active: Cell<usize>,
+    born: Instant,
+    used: Cell<Instant>,
+    max_age: Duration,
+    made_with: Option<(Arc<Credentials>, Arc<Trust>)>,
+}
+
+enum Sender {
+    Http1(Option<http1::SendRequest<Body>>),
+    Http2(http2::SendRequest<Body>),
+}
+
+/// A connection for one request.
+pub struct Lease {
+    host: Rc<Host>,
+    line: Rc<Line>,
+    http1: Option<http1::SendRequest<Body>>,
+}
+
+/// Why a request has no answer.
+pub enum Lost {
+    /// It was not sent: here it is again.
+    Unsent(Box<Request>),
+    /// It may have been read by the other side.
+    Sent(hyper::Error),
+}
+
+impl Pool {
+    /// A connection for one request, taken up or new. `upstream` is the peer behind `key`, none for the app.
+    pub async fn lease(
+        &self,
+        worker: &Rc<Worker>,
+        key: &Key,
+        upstream: Option<&Arc<Upstream>>,
+    ) -> Result<Lease, Miss> {
+        let host = self.host(key);
+        loop {
+            if let Some(lease) = host.take(worker) {
+                return Ok(lease);
+            }
+            let multiplexes = key.speaks != Speaks::Http1;
+            if multiplexes
+                && host.dialing.get() + host.lines.borrow().len() >= LINES
+                && host.dialing.get() > 0
+            {
+                let (failures, _) = *host.failures.borrow();
+                host.dialed.notified().await;
+                if let (now, Some(miss)) = &*host.failures.borrow()
+                    && *now > failures
+                {
+                    return Err(miss.clone());
+                }
+                continue;
+            }
+            return host.dial(worker, upstream).await;
+        }
+    }
+
+    fn host(&self, key: &Key) -> Rc<Host> {
+        if let Some(host) = self.hosts.borrow().get(key) {
+            return Rc::clone(host);
+        }
+        let host = Rc::new(Host {
+            key: key.clone(),
+            lines: RefCell::default(),
+            dialing: Cell::new(0),
+            failures: RefCell::default(),
+            dialed: Notify::new(),
+        });
+        self.hosts.borrow_mut().insert(key.clone(), Rc::clone(&host));
+        host
+    }
+
+    /// Lets go of what nobody uses or should use; called now and then.
+    pub fn forget(&self, worker: &Worker) {
+        self.hosts.borrow_mut().retain(|_, host| {
+            host.lines.borrow_mut().retain(|line| {
+                let idle = if line.made_with.is_some() { IDLE_PEER } else { IDLE_APP };
+                let keep = line.is_fresh(worker) && line.used.get().elapsed() < idle;
+                !line.is_closed() && (keep || line.active.get() > 0)
+            });
+            !host.lines.borrow().is_empty() || Rc::strong_count(host) > 1
+        });
+    }
+
+    /// Lets go of every unused connection.
+    pub fn clear(&self) {
+        self.hosts.borrow_mut().clear();
+    }
+}
+
+impl Host {
+    /// The connection that carries the fewest requests, of those that may carry one more.
+    fn take(self: &Rc<Self>, worker: &Rc<Worker>) -> Option<Lease> {
+        let mut lines = self.lines.borrow_mut();
+        lines.retain(|line| !line.is_closed() && (line.is_fresh(worker) || line.active.get() > 0));
+        let fresh = lines.iter().filter(|l| l.is_fresh(worker) && l.active.get() < l.capacity());
+        let line = Rc::clone(fresh.min_by_key(|l| l.active.get())?);
+        let may_grow = lines.len() + self.dialing.get() < LINES;
+        if self.key.speaks == Speaks::Mesh && line.active.get() >= GROW_AT && may_grow {
+            return None;
+        }
+        let http1 = match &mut *line.sender.borrow_mut() {
+            Sender::Http1(sender) => Some(sender.take()?),
+            Sender::Http2(_) => None,
+        };
+        if http1.is_some() {
+            // Nobody else can use it until it is given back.
+            lines.retain(|l| !Rc::ptr_eq(l, &line));
+        }
+        Some(Lease::new(Rc::clone(self), line, http1))
+    }
+
+    async fn dial(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        upstream: Option<&Arc<Upstream>>,
+    ) -> Result<Lease, Miss> {
+        self.dialing.set(self.dialing.get() + 1);
+        let _dialing = Dialing(self);
+        let dialed = connect(worker, &self.key, upstream).await;
+        let line = dialed.inspect_err(|miss| {
+            let mut failures = self.failures.borrow_mut();
+            *failures = (failures.0 + 1, Some(miss.clone()));
+        })?;
+        let line = Rc::new(line);
+        let http1 = match &mut *line.sender.borrow_mut() {
+            Sender::Http1(sender) => sender.take(),
+            Sender::Http2(_) => {
+                self.lines.borrow_mut().push(Rc::clone(&line));
+                None
+            }
+        };
+        Ok(Lease::new(Rc::clone(self), line, http1))
+    }
+}
+
+/// One dial under way; wakes those who wait for its end, however it ends.
+struct Dialing<'a>(&'a Host);
+
+impl Drop for Dialing<'_> {
+    fn drop(&mut self) {
+        self.0.dialing.set(self.0.dialing.get() - 1);
+        self.0.dialed.notify_waiters();
+    }
+}
+
+impl Line {
+    fn is_fresh(&self, worker: &Worker) -> bool {
+        let snapshots = &worker.shared.snapshots;
+        let is_current = self.made_with.as_ref().is_none_or(|(credentials, trust)| {
+            snapshots.credentials.load().as_ref().is_some_and(|c| Arc::ptr_eq(c, credentials))
+                && Arc::ptr_eq(&snapshots.trust.load(), trust)
+        });
+        is_current && self.born.elapsed() < self.max_age
+    }
+
+    fn is_closed(&self) -> bool {
+        match &*self.sender.borrow() {
+            Sender::Http1(sender) => sender.as_ref().is_none_or(http1::SendRequest::is_closed),
+            Sender::Http2(sender) => sender.is_closed(),
+        }
+    }
+
+    fn capacity(&self) -> usize {
+        match &*self.sender.borrow() {
+            Sender::Http1(sender) => usize::from(sender.as_ref().is_some_and(http1::SendRequest::is_ready)),
+            Sender::Http2(_) => STREAMS,
+        }
+    }
+}
+
+impl Lease {
+    fn new(host: Rc<Host>, line: Rc<Line>, http1: Option<http1::SendRequest<Body>>) -> Self {
+        line.active.set(line.active.get() + 1);
+        Self { host, line, http1 }
+    }
+
+    /// Sends a request: its answer, or why there is none.
+    pub async fn send(&mut self, mut request: Request) -> Result<::http::Response<Incoming>, Lost> {
+        let again = |mut lost: TrySendError<Request>| match lost.take_message() {
+            Some(request) => Lost::Unsent(Box::new(request)),
+            None => Lost::Sent(lost.into_error()),
+        };
+        if let Some(sender) = &mut self.http1 {
+            shape(&mut request, Version::Http1, self.host.key.speaks);
+            return sender.try_send_request(request).await.map_err(again);
+        }
+        shape(&mut request, Version::Http2, self.host.key.speaks);
+        let sender = match &*self.line.sender.borrow() {
+            Sender::Http2(sender) => Some(sender.clone()),
+            Sender::Http1(_) => None,
+        };
+        match sender {
+            Some(mut sender) => sender.try_send_request(request).await.map_err(again),
+            None => Err(Lost::Unsent(Box::new(request))),
+        }
+    }
+
+    /// The exchange is complete: the connection may carry the next one.
+    pub fn give_back(mut self) {
+        let Some(sender) = self.http1.take().filter(|s| !s.is_closed()) else { return };
+        *self.line.sender.borrow_mut() = Sender::Http1(Some(sender));
+        let mut lines = self.host.lines.borrow_mut();
+        if lines.len() < IDLE_LINES {
+            lines.push(Rc::clone(&self.line));
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.line.active.set(self.line.active.get() - 1);
+        self.line.used.set(Instant::now());
+    }
+}
+
+/// Gives a request the form of the version that it is sent in. The authority stands in `Host` or in the URI, never in both.
+pub(super) fn shape(request: &mut Request, version: Version, speaks: Speaks) {
+    match version {
+        Version::Http1 => {
+            *request.version_mut() = ::http::Version::HTTP_11;
+            if let Some(authority) = request.uri().authority() {
+                let host = HeaderValue::from_str(authority.as_str());
+                let path = request.uri().path_and_query().cloned();
+                if let Ok(host) = host {
+                    request.headers_mut().insert(HOST, host);
+                }
+                *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
+            }
+            super::headers::join_cookies(request.headers_mut());
+        }
+        Version::Http2 => {
+            *request.version_mut() = ::http::Version::HTTP_2;
+            let Some(host) = request.headers_mut().remove(HOST) else { return };
+            let mut parts = UriParts::default();
+            parts.scheme = Some(if speaks == Speaks::Mesh { Scheme::HTTPS } else { Scheme::HTTP });
+            parts.authority = Authority::try_from(host.as_bytes()).ok();
+            parts.path_and_query =
+                Some(request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")));
+            if let Ok(uri) = Uri::from_parts(parts) {
+                *request.uri_mut() = uri;
+            }
+        }
+    }
+}
+
+async fn connect(worker: &Rc<Worker>, key: &Key, upstream: Option<&Arc<Upstream>>) -> Result<Line, Miss> {
+    let open = worker.upstreams.enter(None);
+    let (sender, made_with) = match upstream {
+        None => {
+            let tcp = dial::plain(worker, &key.address).await?;
+            let version = if key.speaks == Speaks::Http2 { Version::Http2 } else { Version::Http1 };
+            (handshake(tcp, version, open).await?, None)
+        }
+        Some(upstream) => {
+            let snapshots = &worker.shared.snapshots;
+            // Taken before the handshake: what is swapped during it makes the connection an old one.
+            let made_with = snapshots.credentials.load_full().map(|c| (c, snapshots.trust.load_full()));
+            let secured = dial::peer(worker, &open, upstream, &key.address, Alpn::Http).await?;
+            let version = match tls::agreed(&secured.tls) {
+                Some(tls::ALPN_H2) => Version::Http2,
+                _ => Version::Http1,
+            };
+            (handshake(secured.tls, version, open).await?, made_with)
+        }
+    };
+    let now = Instant::now();
+    let max_age = MAX_AGE + MAX_AGE.mul_f64(rand::random::<f64>() / 5.0);
+    let (active, used) = (Cell::new(0), Cell::new(now));
+    Ok(Line { sender: RefCell::new(sender), active, born: now, used, max_age, made_with })
+}
+
+/// Begins HTTP on a connection; its task ends with it, or when `open` is closed.
+async fn handshake<S>(io: S, version: Version, open: Open) -> Result<Sender, Miss>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let failed = |e: hyper::Error| Miss::Unreachable(e.to_string());
+    let io = TokioIo::new(io);
+    match version {
+        Version::Http1 => {
+            let (sender, connection) = http1::handshake(io).await.map_err(failed)?;
+            tokio::task::spawn_local(drive(open, connection));
+            Ok(Sender::Http1(Some(sender)))
+        }
+        Version::Http2 => {
+            let (sender, connection) = http2::Builder::new(OnThisThread)
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_header_list_size(HEAD_LIMIT)
+                .keep_alive_interval(PING_INTERVAL)
+                .keep_alive_timeout(PING_TIMEOUT)
+                .handshake(io)
+                .await
+                .map_err(failed)?;
+            tokio::task::spawn_local(drive(open, connection));
+            Ok(Sender::Http2(sender))
+        }
+    }
+}
+
+async fn drive(open: Open, connection: impl Future<Output = hyper::Result<()>>) {
+    // How it ended, the requests that it carried have been told.
+    let _ = open.unless_closed(connection).await;
+}

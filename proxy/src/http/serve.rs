@@ -1,0 +1,228 @@
+//! The requests of one connection, one handler for each; ends when either side is done, asked to, or told to.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::time::timeout;
+
+use super::guard::{Guard, Said, h1};
+use super::{Answered, Body, Handler, Request, Version};
+use crate::prefixed::Prefixed;
+use crate::telemetry::Outcome;
+use crate::worker::Worker;
+use crate::worker::open::{Open, Pulse};
+
+/// Header lines of one request.
+const MAX_HEADERS: usize = 100;
+/// Decoded size of an HTTP/2 request's head, cookies included.
+const HEAD_LIST_LIMIT: u32 = 64 * 1024;
+/// What a peer may have under way to this side before it is read.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// What one HTTP/2 stream may keep here of an answer that its peer does not take.
+const SEND_BUFFER: usize = 64 * 1024;
+/// For telling the peer of an orderly end; one that does not listen is not waited for.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+tokio::task_local! {
+    /// The register's entry of the HTTP/2 stream that this task serves.
+    static STREAM: Pulse;
+}
+
+/// How a connection ended.
+pub struct Ended<S> {
+    /// In a word.
+    pub outcome: Outcome,
+    /// What was wrong with it, where something was.
+    pub detail: Option<String>,
+    /// The stream itself, where its last request made it a tunnel.
+    pub tunnel: Option<Prefixed<S>>,
+}
+
+impl<S> Ended<S> {
+    fn by(outcome: Outcome) -> Self {
+        Self { outcome, detail: None, tunnel: None }
+    }
+}
+
+/// Serves `stream` to its end.
+pub async fn serve<S, H>(
+    worker: &Rc<Worker>,
+    open: &Open,
+    stream: S,
+    version: Version,
+    handler: &Rc<H>,
+) -> Ended<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    H: Handler,
+{
+    let said = Rc::new(Said::default());
+    let pulse = open.pulse();
+    open.settle();
+    pulse.rests_for(Some(worker.shared.limits.keep_alive.as_duration()));
+    let head_timeout = worker.shared.limits.head_timeout.as_duration();
+    let guard = Guard::new(stream, version, open.pulse(), Rc::clone(&said), head_timeout);
+    let mut ended = match version {
+        Version::Http1 => http1(open, guard, &said, handler).await,
+        Version::Http2 => http2(worker, open, guard, handler).await,
+    };
+    pulse.rests_for(None);
+    if let Some(flaw) = said.flaw() {
+        (ended.outcome, ended.detail) = (Outcome::BadRequest, Some(flaw.to_string()));
+    } else if said.flooded() {
+        let why = "more HTTP/2 frames without data than any client needs";
+        (ended.outcome, ended.detail) = (Outcome::BadRequest, Some(why.to_owned()));
+    }
+    ended
+}
+
+async fn http1<S, H>(open: &Open, guard: Guard<S>, said: &Rc<Said>, handler: &Rc<H>) -> Ended<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    H: Handler,
+{
+    let service = service_fn(|request: ::http::Request<Incoming>| {
+        let (handler, said, progress) =
+            (Rc::clone(handler), Rc::clone(said), InProgress::begin(open.pulse()));
+        let answering = async move {
+            let mut response = handler.handle(request.map(Body::streaming)).await;
+            said.answered(response.status() == ::http::StatusCode::SWITCHING_PROTOCOLS);
+            response.body_mut().at_end(move |_| drop(progress));
+            Answered::Ok(response)
+        };
+        Box::pin(answering) as Pin<Box<dyn Future<Output = Answered>>>
+    });
+    let mut connection = http1::Builder::new()
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(h1::HEAD_LIMIT)
+        .header_read_timeout(None)
+        .serve_connection(TokioIo::new(guard), service);
+    let mut draining = false;
+    let end = loop {
+        tokio::select! {
+            biased;
+            cause = open.closed() => return Ended::by(cause.into()),
+            () = open.draining(), if !draining => {
+                draining = true;
+                Pin::new(&mut connection).graceful_shutdown();
+            }
+            end = poll_fn(|cx| connection.poll_without_shutdown(cx)) => break end,
+        }
+    };
+    let parts = connection.into_parts();
+    let (mut stream, held) = parts.io.into_inner().into_parts();
+    match end {
+        Ok(()) if handler.became_tunnel() => {
+            let early = [&parts.read_buf[..], &held[..]].concat();
+            let tunnel = Some(Prefixed::new(Bytes::from(early), stream));
+            Ended { outcome: Outcome::Completed, detail: None, tunnel }
+        }
+        Ok(()) => {
+            let _ = timeout(GOODBYE, stream.shutdown()).await;
+            Ended::by(Outcome::Completed)
+        }
+        Err(error) => {
+            let _ = timeout(GOODBYE, stream.shutdown()).await;
+            broken(&error)
+        }
+    }
+}
+
+async fn http2<S, H>(worker: &Rc<Worker>, open: &Open, guard: Guard<S>, handler: &Rc<H>) -> Ended<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    H: Handler,
+{
+    let service = {
+        let (handler, pulse) = (Rc::clone(handler), open.pulse());
+        service_fn(move |request: ::http::Request<Incoming>| {
+            let (handler, progress) = (Rc::clone(&handler), InProgress::begin(pulse.clone()));
+            async move {
+                let stream = STREAM.try_with(Pulse::clone).ok();
+                let beating = |mut body: Body| {
+                    if let Some(stream) = &stream {
+                        body.beat(stream.clone());
+                    }
+                    body
+                };
+                let request: Request = request.map(Body::streaming).map(beating);
+                let mut response = handler.handle(request).await.map(beating);
+                response.body_mut().at_end(move |_| drop(progress));
+                Answered::Ok(response)
+            }
+        })
+    };
+    let connection = http2::Builder::new(StreamTasks(Rc::clone(worker)))
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(worker.shared.limits.streams)
+        .max_header_list_size(HEAD_LIST_LIMIT)
+        .max_send_buf_size(SEND_BUFFER)
+        .serve_connection(TokioIo::new(guard), service);
+    tokio::pin!(connection);
+    let mut draining = false;
+    loop {
+        tokio::select! {
+            biased;
+            cause = open.closed() => return Ended::by(cause.into()),
+            () = open.draining(), if !draining => {
+                draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            end = connection.as_mut() => {
+                return end.map_or_else(|error| broken(&error), |()| Ended::by(Outcome::Completed));
+            }
+        }
+    }
+}
+
+fn broken<S>(error: &hyper::Error) -> Ended<S> {
+    let outcome = if error.is_parse() { Outcome::BadRequest } else { Outcome::Broken };
+    Ended { outcome, detail: Some(error.to_string()), tunnel: None }
+}
+
+/// One request in progress; it ends with the last of its answer, or when its task is dropped.
+struct InProgress(Pulse);
+
+impl InProgress {
+    fn begin(pulse: Pulse) -> Self {
+        pulse.request_begun();
+        Self(pulse)
+    }
+}
+
+impl Drop for InProgress {
+    fn drop(&mut self) {
+        self.0.request_ended();
+    }
+}
+
+/// Runs each HTTP/2 stream as a task that stands in the worker's register of requests: one that stands still for too long
+/// is dropped, which resets its stream and no other.
+#[derive(Clone)]
+struct StreamTasks(Rc<Worker>);
+
+impl<F> Executor<F> for StreamTasks
+where
+    F: Future<Output = ()> + 'static,
+{
+    fn execute(&self, stream: F) {
+        let open = self.0.requests.enter(None);
+        open.settle();
+        tokio::task::spawn_local(async move {
+            let pulse = open.pulse();
+            let _ = open.unless_closed(STREAM.scope(pulse, stream)).await;
+        });
+    }
+}
