@@ -18,10 +18,12 @@ use std::net::IpAddr;
 
 use crate::id::{SpiffeId, TrustDomain};
 
+mod affix;
 mod compile;
 mod document;
 mod explain;
 mod http;
+mod index;
 mod key;
 mod pattern;
 mod peer;
@@ -36,7 +38,8 @@ pub use pattern::Principal;
 pub use peer::{MtlsMode, MtlsModes, PeerAuthentication, PeerKind, PeerSpec};
 pub use stream::{Document, DocumentKind, read_stream};
 
-use rule::{CompiledRule, Question};
+use index::Rules;
+use rule::Question;
 
 /// What a decision is about: one connection.
 #[derive(Debug, Clone, Copy)]
@@ -109,14 +112,16 @@ struct Chains {
     http: Chain,
     /// Whether an ALLOW policy applies, be it without rules: then what no rule allows is denied.
     restricts: bool,
+    /// Whether a rule looks at paths.
+    has_paths: bool,
 }
 
-/// Rules by action, each in the order of the documents.
+/// Rules by action.
 #[derive(Debug, Default)]
 struct Chain {
-    deny: Vec<CompiledRule>,
-    allow: Vec<CompiledRule>,
-    audit: Vec<CompiledRule>,
+    deny: Rules,
+    allow: Rules,
+    audit: Rules,
 }
 
 /// How a policy is called in logs, metrics and answers: `<namespace>/<name>`.
@@ -169,8 +174,7 @@ impl Policy {
 
     /// Whether a rule in force looks at paths: then a path that can be read in two ways must not reach the app.
     pub fn has_paths(&self) -> bool {
-        let chain = &self.live.http;
-        [&chain.deny, &chain.allow, &chain.audit].into_iter().flatten().any(CompiledRule::has_paths)
+        self.live.has_paths
     }
 
     /// Decides on one connection without HTTP: DENY first, then ALLOW, then the default (spec: Istio's order, AUDIT only
@@ -201,7 +205,8 @@ impl Policy {
             let (allow, because) = self.judge(trial, chain(trial), question, true);
             Trial { allow, because }
         });
-        Verdict { allow, because, audit: first_match(&chain(&self.live).audit, question), dry_run }
+        let audit = chain(&self.live).audit.first_match(question).map(|rule| rule.at);
+        Verdict { allow, because, audit, dry_run }
     }
 
     fn judge(
@@ -211,11 +216,11 @@ impl Policy {
         question: &Question<'_>,
         explain: bool,
     ) -> (bool, Because) {
-        if let Some(rule) = first_match(&chain.deny, question) {
-            return (false, Because::DeniedBy(rule));
+        if let Some(rule) = chain.deny.first_match(question) {
+            return (false, Because::DeniedBy(rule.at));
         }
-        if let Some(rule) = first_match(&chain.allow, question) {
-            return (true, Because::AllowedBy(rule));
+        if let Some(rule) = chain.allow.first_match(question) {
+            return (true, Because::AllowedBy(rule.at));
         }
         if chains.restricts {
             let nearest = explain.then(|| explain::nearest(&chain.allow, question)).flatten();
@@ -229,10 +234,6 @@ impl Policy {
             None => (false, Because::Anonymous),
         }
     }
-}
-
-fn first_match(rules: &[CompiledRule], question: &Question<'_>) -> Option<RuleRef> {
-    rules.iter().find(|rule| rule.matches(question)).map(|rule| rule.at)
 }
 
 impl std::fmt::Display for PolicyName {

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::document::{Action, AuthorizationPolicy, Condition, Operation, Rule, Source};
 use super::http::{HostPattern, RequestPrincipal, Values};
+use super::index::Rules;
 use super::key::Key;
 use super::pattern::{IpBlock, NamespacePattern, Port, Principal, ServiceAccount, TextPattern};
 use super::rule::{Clause, CompiledRule, Group, Test};
@@ -43,30 +44,31 @@ fn chains<'a>(
     policies: impl Iterator<Item = (usize, &'a AuthorizationPolicy)>,
     trust_domain: &str,
 ) -> Chains {
-    let mut chains = Chains::default();
+    let (mut tcp, mut http) = (Lists::default(), Lists::default());
+    let mut restricts = false;
     for (policy, document) in policies {
         let action = document.spec.action;
-        chains.restricts |= action == Action::Allow;
-        for (layer, chain) in [(Layer::Tcp, &mut chains.tcp), (Layer::Http, &mut chains.http)] {
+        restricts |= action == Action::Allow;
+        for (layer, lists) in [(Layer::Tcp, &mut tcp), (Layer::Http, &mut http)] {
             let context = Context { action, layer, namespace: &document.metadata.namespace, trust_domain };
             let rules = document.spec.rules.iter().enumerate().filter_map(|(rule, document)| {
                 let groups = compile_rule(document, context)?;
                 Some(CompiledRule { at: RuleRef { policy, rule }, groups })
             });
-            chain.of(action).extend(rules);
+            lists[action as usize].extend(rules);
         }
     }
-    chains
+    let has_paths = http.iter().flatten().any(CompiledRule::has_paths);
+    Chains { tcp: chain(tcp), http: chain(http), restricts, has_paths }
 }
 
-impl Chain {
-    fn of(&mut self, action: Action) -> &mut Vec<CompiledRule> {
-        match action {
-            Action::Allow => &mut self.allow,
-            Action::Deny => &mut self.deny,
-            Action::Audit => &mut self.audit,
-        }
-    }
+/// The rules of each action, by its number.
+type Lists = [Vec<CompiledRule>; 3];
+
+fn chain(lists: Lists) -> Chain {
+    // In the order of `Action`.
+    let [allow, deny, audit] = lists.map(Rules::new);
+    Chain { deny, allow, audit }
 }
 
 /// A rule's groups; `None` for an ALLOW rule with an HTTP field, which can never be met without HTTP.

@@ -2,12 +2,15 @@
 
 use std::fmt;
 
+use super::index::Rules;
 use super::pattern::TextPattern;
-use super::rule::{Clause, CompiledRule, Group, Question, Test};
+use super::rule::{Clause, CompiledRule, Question, Test};
 use super::{Policy, RuleRef, Verdict};
 
 /// How many of a field's values an explanation names.
 const SHOWN: usize = 3;
+/// How many rules are looked at for the nearest one, twice at most.
+const LOOKED_AT: usize = 64;
 
 /// What a verdict rests on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,23 +53,33 @@ impl Because {
     }
 }
 
-/// The ALLOW rule with the fewest unmet clauses; the earlier one of equals.
-pub(super) fn nearest(rules: &[CompiledRule], question: &Question<'_>) -> Option<Miss> {
-    let missed = rules.iter().filter_map(|rule| {
-        let unmet: Vec<&Clause> =
-            rule.groups.iter().filter_map(|g| closest_alternative(g, question)).flatten().collect();
-        let first = unmet.first()?;
-        Some((unmet.len(), rule.at, first.wants()))
+/// The ALLOW rule with the fewest unmet clauses; the earlier one of equals. Of many rules only those are looked at that share
+/// something with the question, and the first ones: a denial must not cost what a scan costs.
+pub(super) fn nearest(rules: &Rules, question: &Question<'_>) -> Option<Miss> {
+    let related = if rules.len() > LOOKED_AT { rules.candidates(question, LOOKED_AT) } else { Vec::new() };
+    let looked_at = related.into_iter().chain(rules.iter().take(LOOKED_AT));
+    let missed = looked_at.filter_map(|rule| {
+        let (count, first) = unmet(rule, question)?;
+        Some((count, rule.at, first))
     });
-    let (_, rule, wants) = missed.min_by_key(|(count, _, _)| *count)?;
-    Some(Miss { rule, wants })
+    let (_, rule, first) = missed.min_by_key(|(count, at, _)| (*count, at.policy, at.rule))?;
+    Some(Miss { rule, wants: first.wants() })
 }
 
-/// The unmet clauses of a group's alternative with the fewest of them; `None` where the group is met.
-fn closest_alternative<'a>(group: &'a Group, question: &Question<'_>) -> Option<Vec<&'a Clause>> {
-    let unmet =
-        |clauses: &'a Vec<Clause>| clauses.iter().filter(|c| !c.matches(question)).collect::<Vec<_>>();
-    group.alternatives.iter().map(unmet).min_by_key(Vec::len).filter(|unmet| !unmet.is_empty())
+/// How many clauses keep a rule from matching, of each group's alternative with the fewest, and the first of them.
+fn unmet<'a>(rule: &'a CompiledRule, question: &Question<'_>) -> Option<(usize, &'a Clause)> {
+    let (mut total, mut first) = (0, None);
+    for group in &rule.groups {
+        let counted = group.alternatives.iter().map(|clauses| {
+            let mut unmet = clauses.iter().filter(|clause| !clause.matches(question));
+            let first = unmet.next();
+            (unmet.count() + usize::from(first.is_some()), first)
+        });
+        let (count, clause) = counted.min_by_key(|(count, _)| *count)?;
+        total += count;
+        first = first.or(clause);
+    }
+    first.map(|first| (total, first))
 }
 
 impl Clause {

@@ -148,6 +148,11 @@ impl Template {
         Ok(Self { text: text.to_owned(), head, tail })
     }
 
+    /// The text in front of the first operator: every path that matches begins with it.
+    pub(super) fn literal(&self) -> &str {
+        &self.text[..self.text.find('{').unwrap_or(self.text.len())]
+    }
+
     fn matches(&self, path: &str) -> bool {
         let Some(mut left) = path.strip_prefix('/') else { return false };
         for (index, wanted) in self.head.iter().enumerate() {

@@ -92,6 +92,11 @@ impl Principal {
 pub(super) struct NamespacePattern(String);
 
 impl NamespacePattern {
+    /// The one namespace that is meant, where there is no star.
+    pub(super) fn exact(&self) -> Option<&str> {
+        (!self.0.contains('*')).then_some(&self.0)
+    }
+
     pub(super) fn matches(&self, namespace: &str) -> bool {
         let Some((head, rest)) = self.0.split_once('*') else { return self.0 == namespace };
         let Some(mut left) = namespace.strip_prefix(head) else { return false };
@@ -155,6 +160,11 @@ impl ServiceAccount {
 pub(super) struct IpBlock(IpNet);
 
 impl IpBlock {
+    /// The block, its host bits cut off.
+    pub(super) fn net(&self) -> IpNet {
+        self.0
+    }
+
     pub(super) fn contains(&self, ip: IpAddr) -> bool {
         // An IPv4 peer of a dual-stack listener shows up as ::ffff:a.b.c.d.
         self.0.contains(&ip.to_canonical())

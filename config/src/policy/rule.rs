@@ -56,18 +56,22 @@ pub(super) struct Question<'a> {
     pub(super) request: Option<&'a Request<'a>>,
     /// The request's host as it is compared.
     pub(super) host: Cow<'a, str>,
+    /// The server name of the ClientHello, in the same form.
+    pub(super) sni: Option<Cow<'a, str>>,
 }
 
 impl<'a> Question<'a> {
     pub(super) fn of_connection(connection: &'a Connection<'a>) -> Self {
-        Self { connection, request: None, host: Cow::Borrowed("") }
+        let sni = connection.sni.map(canonical_host);
+        Self { connection, request: None, host: Cow::Borrowed(""), sni }
     }
 
     pub(super) fn of_request(request: &'a Request<'a>) -> Self {
-        Self { connection: &request.connection, request: Some(request), host: canonical_host(request.host) }
+        let host = canonical_host(request.host);
+        Self { request: Some(request), host, ..Self::of_connection(&request.connection) }
     }
 
-    fn token(&self) -> Option<&'a Token> {
+    pub(super) fn token(&self) -> Option<&'a Token> {
         self.request.and_then(|request| request.token)
     }
 }
@@ -112,7 +116,7 @@ impl Test {
             Self::RemoteIp(block) => block.contains(connection.remote_ip),
             Self::DestinationIp(block) => block.contains(connection.destination_ip),
             Self::DestinationPort(port) => port.0 == connection.destination_port,
-            Self::Sni(pattern) => connection.sni.is_some_and(|sni| pattern.matches(&canonical_host(sni))),
+            Self::Sni(pattern) => question.sni.as_ref().is_some_and(|sni| pattern.matches(sni)),
             Self::Host(pattern) => question.request.is_some() && pattern.matches(&question.host),
             Self::Method(pattern) => question.request.is_some_and(|r| pattern.matches(r.method)),
             Self::Path(pattern) => question.request.is_some_and(|r| pattern.matches(r.path)),
