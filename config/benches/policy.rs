@@ -1,6 +1,5 @@
 //! What a decision costs with one, a hundred and ten thousand rules: `cargo bench -p postern-config`.
 
-#![expect(missing_docs, reason = "criterion makes the functions")]
 #![expect(clippy::unwrap_used, reason = "what a benchmark prepares must succeed")]
 
 use std::hint::black_box;

@@ -5,9 +5,11 @@ const MAX_DISTANCE: usize = 3;
 
 /// "unknown field `x`; did you mean `y`?", or what is known where nothing is near.
 pub(super) fn unknown(what: &str, written: &str, known: &[&str]) -> String {
-    let nearest = known.iter().map(|name| (distance(written, name), name)).min();
+    // Of equally near ones, the one that begins alike: first letters are seldom slips.
+    let begins_alike = |name: &str| written.chars().next() == name.chars().next();
+    let nearest = known.iter().map(|name| (distance(written, name), !begins_alike(name), name)).min();
     match nearest {
-        Some((near, name)) if near <= MAX_DISTANCE && near < written.len() => {
+        Some((near, _, name)) if near <= MAX_DISTANCE && near < written.len() => {
             format!("unknown {what} `{written}`; did you mean `{name}`?")
         }
         _ => {
