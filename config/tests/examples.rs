@@ -27,7 +27,7 @@ fn every_configuration_loads_and_makes_sense() {
     for path in files(&folder()) {
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         match name.split('-').next() {
-            Some("proxy") => file::load::<ProxyConfig>(&path).unwrap().check().unwrap(),
+            Some("proxy" | "gateway") => file::load::<ProxyConfig>(&path).unwrap().check().unwrap(),
             Some("control") => file::load::<ControlConfig>(&path).unwrap().check().unwrap(),
             Some("service") => {
                 let services = file::load_stream::<Service>(&path).unwrap();
@@ -38,7 +38,7 @@ fn every_configuration_loads_and_makes_sense() {
         }
         seen.push(name);
     }
-    assert_eq!(seen, ["control", "proxy-edge-like", "proxy-sidecar", "service"]);
+    assert_eq!(seen, ["control", "gateway", "proxy-edge-like", "proxy-sidecar", "service"]);
 }
 
 #[test]

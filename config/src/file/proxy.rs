@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Span;
+use super::gateway::Gateway;
 use crate::id::SpiffeId;
 use crate::service::{check_name, is_host_port};
 
@@ -14,6 +15,8 @@ use crate::service::{check_name, is_host_port};
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProxyConfig {
+    /// Beside a workload, or at the mesh's edge.
+    pub mode: Mode,
     /// Where the control plane is and how to join it.
     pub control: Control,
     /// The identity of this proxy's workload.
@@ -22,6 +25,9 @@ pub struct ProxyConfig {
     pub inbound: Vec<Inbound>,
     /// Plain bytes from the app beside this proxy, mTLS out to a service.
     pub outbound: Vec<Outbound>,
+    /// The edge: hosts for the outside, led to services of the mesh. Needs `mode: gateway`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Gateway>,
     /// What bounds the work that others can cause here.
     pub limits: Limits,
     /// `/livez`, `/readyz` and `/metrics`.
@@ -34,6 +40,17 @@ pub struct ProxyConfig {
     pub drain: Drain,
     /// Threads that carry traffic; 0 takes one per processor.
     pub workers: usize,
+}
+
+/// What a proxy is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// It stands beside a workload.
+    #[default]
+    Sidecar,
+    /// It stands at the edge and lets the outside in; see `gateway`.
+    Gateway,
 }
 
 /// Where the control plane is and how to join it.
@@ -307,7 +324,17 @@ impl ProxyConfig {
     /// Checks what the types alone do not say. Reads nothing and connects nowhere.
     pub fn check(&self) -> Result<(), ConfigError> {
         let fail = |at: String, why: &str| Err(ConfigError { at, why: why.to_owned() });
-        if self.inbound.is_empty() && self.outbound.is_empty() {
+        match (self.mode, &self.gateway) {
+            (Mode::Gateway, Some(gateway)) => gateway.check()?,
+            (Mode::Gateway, None) => {
+                return fail("config".to_owned(), "`mode: gateway` needs a `gateway` section");
+            }
+            (Mode::Sidecar, Some(_)) => {
+                return fail("config".to_owned(), "`gateway` is given, but `mode` is not `gateway`");
+            }
+            (Mode::Sidecar, None) => {}
+        }
+        if self.inbound.is_empty() && self.outbound.is_empty() && self.gateway.is_none() {
             return fail(
                 "config".to_owned(),
                 "nothing to do: give at least one `inbound` or `outbound` listener",
@@ -361,8 +388,10 @@ impl ProxyConfig {
     fn check_addresses(&self) -> Result<(), ConfigError> {
         let inbound = self.inbound.iter().enumerate().map(|(i, l)| (format!("inbound[{i}]"), l.listen));
         let outbound = self.outbound.iter().enumerate().map(|(i, l)| (format!("outbound[{i}]"), l.listen));
+        let edge = self.gateway.iter().flat_map(|g| g.listeners.iter().enumerate());
+        let edge = edge.map(|(i, l)| (format!("gateway.listeners[{i}]"), l.listen));
         let mut seen: Vec<(String, SocketAddr)> = vec![("metrics".to_owned(), self.metrics.listen)];
-        for (at, address) in inbound.chain(outbound) {
+        for (at, address) in inbound.chain(outbound).chain(edge) {
             if let Some((earlier, _)) = seen.iter().find(|(_, a)| *a == address && a.port() != 0) {
                 return Err(ConfigError { why: format!("{address} is taken by {earlier}"), at });
             }
