@@ -47,10 +47,14 @@ reasons! {
     BadSignature = "bad_signature",
     /// The bytes are no TLS.
     NotTls = "not_tls",
-    /// No TLS version in common; 1.3 is the only one spoken.
+    /// No TLS version in common; within the mesh 1.3 is the only one spoken.
     ProtocolVersion = "protocol_version",
     /// No application protocol in common.
     Alpn = "alpn",
+    /// The client names no host, or one that this gateway does not serve.
+    UnknownHost = "unknown_host",
+    /// A load balancer's connection does not begin with a good PROXY protocol header.
+    ProxyProtocol = "proxy_protocol",
     /// The handshake did not end before its deadline.
     Timeout = "timeout",
     /// The connection was lost during the handshake.

@@ -64,6 +64,29 @@ pub trait Handler: 'static {
     fn became_tunnel(&self) -> bool {
         false
     }
+
+    /// How much one HTTP/2 connection may have under way to this side.
+    fn flow(&self) -> Flow {
+        Flow::MESH
+    }
+}
+
+/// How much one HTTP/2 connection may have under way to this side, before it is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Flow {
+    /// Streams, where the limits do not say fewer.
+    pub streams: u32,
+    /// Bytes of one stream.
+    pub stream_window: u32,
+    /// Bytes of all streams.
+    pub connection_window: u32,
+}
+
+impl Flow {
+    /// From a peer that has proven who it is.
+    pub const MESH: Self = Self { streams: u32::MAX, stream_window: 1 << 20, connection_window: 4 << 20 };
+    /// From anybody: Istio's defaults for a gateway.
+    pub const EDGE: Self = Self { streams: 100, stream_window: 64 << 10, connection_window: 1 << 20 };
 }
 
 /// Runs the HTTP library's tasks on the worker's own thread.

@@ -36,6 +36,7 @@ pub mod dial;
 pub mod discover;
 pub mod drain;
 pub mod finish;
+pub mod gateway;
 pub mod http;
 pub mod identity;
 pub mod inbound;
@@ -54,6 +55,7 @@ mod traffic;
 pub mod upstream;
 pub mod worker;
 
+use gateway::Gateway;
 use identity::join::JoinSource;
 use identity::{Driver, IdentityError, Setup};
 use readiness::Readiness;
@@ -83,6 +85,9 @@ pub enum Error {
     /// The thread that accepts connections ended by itself; the log says why.
     #[error("connections are no longer accepted; this proxy stops, so that it can be started again")]
     Deaf,
+    /// A host's files are not good.
+    #[error("gateway: {0}")]
+    Gateway(#[from] gateway::FilesError),
     /// There is no identity to be had.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -106,6 +111,8 @@ pub struct Bound {
     pub inbound: Vec<SocketAddr>,
     /// Outbound listeners, in the order of the configuration.
     pub outbound: Vec<SocketAddr>,
+    /// A gateway's listeners, in the order of the configuration.
+    pub gateway: Vec<SocketAddr>,
     /// Where metrics are served.
     pub metrics: SocketAddr,
 }
@@ -131,7 +138,9 @@ pub fn run(
     let metrics = Arc::new(Metrics::new(&snapshots, &config.limits));
     let readiness = Arc::new(Readiness::default());
     let tls = Tls::new(Arc::clone(&snapshots)).map_err(|e| Error::Tls(e.to_string()))?;
-    let sockets = Sockets::bind(&config, &tls)?;
+    let gateway = config.gateway.as_ref().map(|g| Gateway::load(g, &snapshots, &metrics)).transpose()?;
+    let fronts = gateway.as_ref().map_or(&[][..], |g| &g.fronts);
+    let sockets = Sockets::bind(&config, fronts, &tls)?;
     let bound = sockets.addresses()?;
     let (telemetry, writer) = telemetry::start(Arc::clone(&metrics), config.otlp.endpoint.as_deref())?;
 
@@ -141,6 +150,13 @@ pub fn run(
         let (socket, stop) = (sockets.metrics, stop_admin.clone());
         move || admin::run(socket, admin, stop)
     })?;
+
+    let stop_files = CancellationToken::new();
+    let files_thread = gateway.map(|gateway| {
+        let stop = stop_files.clone();
+        on_thread("postern-files", move || gateway.keep(stop))
+    });
+    let files_thread = files_thread.transpose()?;
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let setup = Setup {
@@ -183,6 +199,8 @@ pub fn run(
         let _ = identity.await;
         result
     });
+    stop_files.cancel();
+    files_thread.into_iter().for_each(|thread| drop(thread.join()));
     stop_admin.cancel();
     let _ = admin_thread.join();
     drop(shared);

@@ -17,11 +17,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::finish;
-use crate::inbound::App;
 use crate::os;
 use crate::telemetry::{Direction, Record, Telemetry};
 use crate::tls::Failure;
-use crate::worker::{Handle, Job, Route};
+use crate::worker::{Admits, Handle, Job, Route};
 
 pub mod admission;
 #[cfg(test)]
@@ -215,21 +214,23 @@ impl Acceptor {
     }
 
     fn place(&self, job: Job) {
-        let Route::Inbound(App { address: app, .. }) = &*job.route else { return self.dispatch(job) };
-        let app = Arc::clone(app);
-        match self.admission.admit(job) {
+        let Admits::Handshake { of_many } = job.route.admits(job.source.ip()) else {
+            return self.dispatch(job);
+        };
+        let target = Arc::clone(job.route.target());
+        match self.admission.admit(job, of_many) {
             admission::Answer::Go(job) => self.dispatch(job),
             admission::Answer::Wait => {
                 self.telemetry.metrics.handshakes_queued.inc();
             }
-            admission::Answer::Refuse(job) => self.turn_away(&job, app),
+            admission::Answer::Refuse(job) => self.turn_away(&job, target),
         }
     }
 
     /// Leaves the same traces as any handshake that fails; the connection ends with its job.
-    fn turn_away(&self, job: &Job, app: Arc<str>) {
+    fn turn_away(&self, job: &Job, target: Arc<str>) {
         let failure = Failure::new(Reason::Overload, "too many handshakes are under way or wait");
-        let mut record = Record::new(Direction::Inbound, job.source, app);
+        let mut record = Record::new(Direction::Inbound, job.source, target);
         record.outcome = finish::refused(&mut record, &failure);
         record.duration = job.accepted.elapsed();
         self.telemetry.metrics.handshake_failed(Direction::Inbound, failure.reason);

@@ -109,6 +109,7 @@ fn announce(ready: &Ready, output: Output) {
             "expires_in_s": seconds,
             "inbound": ready.bound.inbound,
             "outbound": ready.bound.outbound,
+            "gateway": ready.bound.gateway,
             "metrics": ready.bound.metrics,
         })
         .to_string(),

@@ -127,7 +127,7 @@ async fn bytes(
 }
 
 /// Finds an endpoint that answers and proves the expected identity; skips those that do not.
-async fn connect(
+pub(crate) async fn connect(
     worker: &Worker,
     open: &Open,
     upstream: Option<&Upstream>,

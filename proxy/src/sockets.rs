@@ -1,10 +1,12 @@
 //! Every listening socket of this proxy, bound before anything else so that a taken port shows at once.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use postern_config::file::proxy::{Protocol, ProxyConfig};
 
 use crate::discover::Upstream;
+use crate::gateway::Front;
 use crate::http::sniff;
 use crate::inbound::App;
 use crate::listen::Listener;
@@ -16,11 +18,16 @@ use crate::{Bound, Error};
 pub(crate) struct Sockets {
     pub(crate) listeners: Vec<Listener>,
     inbound: usize,
+    outbound: usize,
     pub(crate) metrics: std::net::TcpListener,
 }
 
 impl Sockets {
-    pub(crate) fn bind(config: &ProxyConfig, tls: &Tls) -> Result<Self, Error> {
+    pub(crate) fn bind(
+        config: &ProxyConfig,
+        fronts: &[(SocketAddr, Arc<Front>)],
+        tls: &Tls,
+    ) -> Result<Self, Error> {
         let bind =
             |address, route| Listener::bind(address, route).map_err(|source| Error::Bind { address, source });
         let mut listeners = Vec::new();
@@ -42,17 +49,21 @@ impl Sockets {
             };
             listeners.push(bind(outbound.listen, route)?);
         }
+        for (address, front) in fronts {
+            listeners.push(bind(*address, Route::Gateway(Arc::clone(front)))?);
+        }
         let address = config.metrics.listen;
         let metrics =
             std::net::TcpListener::bind(address).map_err(|source| Error::Bind { address, source })?;
         metrics.set_nonblocking(true)?;
-        Ok(Self { listeners, inbound: config.inbound.len(), metrics })
+        Ok(Self { listeners, inbound: config.inbound.len(), outbound: config.outbound.len(), metrics })
     }
 
     pub(crate) fn addresses(&self) -> Result<Bound, Error> {
         let mut inbound = self.listeners.iter().map(Listener::address).collect::<Result<Vec<_>, _>>()?;
-        let outbound = inbound.split_off(self.inbound);
-        Ok(Bound { inbound, outbound, metrics: self.metrics.local_addr()? })
+        let mut outbound = inbound.split_off(self.inbound);
+        let gateway = outbound.split_off(self.outbound);
+        Ok(Bound { inbound, outbound, gateway, metrics: self.metrics.local_addr()? })
     }
 }
 

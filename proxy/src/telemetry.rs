@@ -12,6 +12,7 @@ use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 mod exchange;
+pub mod gateway;
 mod histogram;
 pub mod metrics;
 mod otlp;

@@ -20,6 +20,7 @@ use crate::prefixed::Prefixed;
 use crate::snapshot::Snapshots;
 
 mod credentials;
+pub mod edge;
 pub mod enroll;
 mod failure;
 mod verify;

@@ -2,12 +2,13 @@
 //! compiler shows what this design promises: no worker's connection ever waits for another worker's.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use postern_config::file::gateway::EdgeProtocol;
 use postern_config::file::proxy::{Limits, PeerExpiry, Protocol, RequestLog};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::discover::Upstream;
 use crate::discover::balance::Balance;
+use crate::gateway::Front;
 use crate::http::pool::Pool;
 use crate::inbound::App;
 use crate::listen::admission::{ConnectionSlot, HandshakeSlot};
@@ -43,13 +45,15 @@ pub enum Route {
     Service(Arc<str>, Protocol),
     /// Plain in, mTLS out to a fixed upstream.
     Fixed(Arc<Upstream>, Protocol),
+    /// From outside the mesh, to the hosts of a gateway.
+    Gateway(Arc<Front>),
 }
 
 impl Route {
     /// Which way its connections go.
     pub fn direction(&self) -> Direction {
         match self {
-            Self::Inbound(_) => Direction::Inbound,
+            Self::Inbound(_) | Self::Gateway(_) => Direction::Inbound,
             Self::Service(..) | Self::Fixed(..) => Direction::Outbound,
         }
     }
@@ -60,8 +64,33 @@ impl Route {
             Self::Inbound(app) => &app.address,
             Self::Service(name, _) => name,
             Self::Fixed(upstream, _) => &upstream.name,
+            Self::Gateway(front) => &front.label,
         }
     }
+
+    /// How a connection of this route is admitted: whether it begins with a handshake of ours, and whether its source
+    /// stands for many clients.
+    pub fn admits(&self, source: IpAddr) -> Admits {
+        match self {
+            Self::Inbound(_) => Admits::Handshake { of_many: false },
+            Self::Gateway(front) if front.protocol != EdgeProtocol::Http => {
+                Admits::Handshake { of_many: front.trusts(source) }
+            }
+            Self::Gateway(_) | Self::Service(..) | Self::Fixed(..) => Admits::Freely,
+        }
+    }
+}
+
+/// How a connection is admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admits {
+    /// Without a handshake of ours.
+    Freely,
+    /// With one; a source that stands for many clients is not held to one client's share.
+    Handshake {
+        /// Whether it does.
+        of_many: bool,
+    },
 }
 
 /// An accepted connection on its way to a worker, with the permits that it holds.
@@ -277,6 +306,7 @@ fn carry(worker: &Rc<Worker>, job: Job, load: &Arc<AtomicUsize>) {
                 let to = Destination::Fixed(Arc::clone(upstream));
                 crate::outbound::serve(&worker, &open, job, to, *protocol).await;
             }
+            Route::Gateway(front) => crate::gateway::serve(&worker, &open, job, front).await,
         }
     });
 }

@@ -117,6 +117,7 @@ pub struct Sidecar {
     options: SidecarOptions,
     process: Process,
     id: Option<String>,
+    gateway: Vec<SocketAddr>,
 }
 
 impl Sidecar {
@@ -130,7 +131,14 @@ impl Sidecar {
     /// Starts one without waiting: for those that shall not become ready.
     pub fn launch(binaries: &Binaries, dir: &Path, options: SidecarOptions) -> Result<Self> {
         let process = spawn(binaries, dir, &options)?;
-        Ok(Self { binaries: binaries.clone(), dir: dir.to_owned(), options, process, id: None })
+        Ok(Self {
+            binaries: binaries.clone(),
+            dir: dir.to_owned(),
+            options,
+            process,
+            id: None,
+            gateway: Vec::new(),
+        })
     }
 
     /// Waits for the ready line and takes the addresses from it.
@@ -138,6 +146,8 @@ impl Sidecar {
         let ready = self.process.wait_for_line(limit, ready_line)?;
         self.id = ready["id"].as_str().map(str::to_owned);
         self.options.metrics = address(&ready, "metrics")?;
+        let gateway = ready["gateway"].as_array().into_iter().flatten();
+        self.gateway = gateway.filter_map(|a| a.as_str()?.parse().ok()).collect();
         let bound = |field: &str, i: usize| -> Result<SocketAddr> {
             let text = ready[field][i].as_str().with_context(|| format!("no {field}[{i}] in {ready}"))?;
             Ok(text.parse()?)
@@ -181,6 +191,11 @@ impl Sidecar {
     /// Where its app connects: the first outbound listener.
     pub fn outbound(&self) -> SocketAddr {
         self.options.outbound.first().map_or(ANY, |o| o.0)
+    }
+
+    /// Where the outside connects: a gateway's listeners, in the order of its file.
+    pub fn gateway(&self) -> &[SocketAddr] {
+        &self.gateway
     }
 
     /// Every inbound and every outbound listener.

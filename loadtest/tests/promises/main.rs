@@ -10,6 +10,7 @@
 mod apps;
 mod clock;
 mod demo;
+mod gateway;
 mod harness;
 mod http;
 mod outage;

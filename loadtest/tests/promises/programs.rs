@@ -38,7 +38,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    fn start(name: &str, command: impl Fn(u16) -> Command, dir: &Path) -> Self {
+    pub(crate) fn start(name: &str, command: impl Fn(u16) -> Command, dir: &Path) -> Self {
         // The port is free when it is chosen; another process may take it before the server does.
         for _ in 0..5 {
             let chosen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ::http::request::Parts;
 use postern_config::file::proxy::Protocol;
-use postern_config::policy::{Request as Question, Verdict};
+use postern_config::policy::Request as Question;
 use tokio::task::JoinHandle;
 
 use super::forward::{self, Answer, Far, To};
@@ -115,18 +115,12 @@ impl Inbound {
             headers: &parts.headers,
             token: None,
         });
-        note.policy = policy.decider(&verdict);
-        note.audit = policy.auditor(&verdict);
-        let explain = |verdict: &Verdict| policy.policy().explain(verdict);
-        note.dry_run = verdict.dry_run.as_ref().filter(|trial| trial.allow != verdict.allow).map(|trial| {
-            let because = trial.because.clone();
-            explain(&Verdict { allow: trial.allow, because, audit: None, dry_run: None })
-        });
+        note.decided(policy, &verdict);
         if verdict.allow {
             return Ok(());
         }
         let denial = Some(ulid::Ulid::new().to_string());
-        Err(Refusal { fault: Fault::Denied, detail: explain(&verdict), denial })
+        Err(Refusal { fault: Fault::Denied, detail: policy.policy().explain(&verdict), denial })
     }
 
     /// The question as it can be put again, for as long as the tunnel lasts.

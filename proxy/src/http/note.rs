@@ -7,10 +7,12 @@ use std::time::{Instant, SystemTime};
 use ::http::{HeaderMap, Method, Uri};
 use postern_config::file::proxy::RequestLog;
 use postern_config::id::SpiffeId;
+use postern_config::policy::Verdict;
 
 use super::forward::Answer;
 use super::refuse::{Refusal, is_grpc};
 use super::{Response, headers};
+use crate::policy::CurrentPolicy;
 use crate::telemetry::{Direction, Exchange};
 use crate::worker::Worker;
 
@@ -53,6 +55,16 @@ impl Note {
     pub fn sees(&mut self, uri: &Uri, headers: &HeaderMap) {
         self.uri = uri.clone();
         self.request_id = headers::request_id(headers).map(str::to_owned);
+    }
+
+    /// Notes what policy said.
+    pub fn decided(&mut self, policy: &CurrentPolicy, verdict: &Verdict) {
+        self.policy = policy.decider(verdict);
+        self.audit = policy.auditor(verdict);
+        self.dry_run = verdict.dry_run.as_ref().filter(|trial| trial.allow != verdict.allow).map(|trial| {
+            let because = trial.because.clone();
+            policy.policy().explain(&Verdict { allow: trial.allow, because, audit: None, dry_run: None })
+        });
     }
 
     /// Counts and logs how the request was answered, and makes the answer of a refusal.

@@ -25,9 +25,6 @@ use crate::worker::open::{Open, Pulse};
 const MAX_HEADERS: usize = 100;
 /// Decoded size of an HTTP/2 request's head, cookies included.
 const HEAD_LIST_LIMIT: u32 = 64 * 1024;
-/// What a peer may have under way to this side before it is read.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
 /// What one HTTP/2 stream may keep here of an answer that its peer does not take.
 const SEND_BUFFER: usize = 64 * 1024;
 /// For telling the peer of an orderly end; one that does not listen is not waited for.
@@ -143,6 +140,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
     H: Handler,
 {
+    let flow = handler.flow();
     let service = {
         let (handler, pulse) = (Rc::clone(handler), open.pulse());
         service_fn(move |request: ::http::Request<Incoming>| {
@@ -164,9 +162,9 @@ where
     };
     let connection = http2::Builder::new(StreamTasks(Rc::clone(worker)))
         .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(worker.shared.limits.streams)
+        .initial_stream_window_size(flow.stream_window)
+        .initial_connection_window_size(flow.connection_window)
+        .max_concurrent_streams(worker.shared.limits.streams.min(flow.streams))
         .max_header_list_size(HEAD_LIST_LIMIT)
         .max_send_buf_size(SEND_BUFFER)
         .serve_connection(TokioIo::new(guard), service);

@@ -138,6 +138,8 @@ struct State {
 #[derive(Debug, Default)]
 struct Source {
     open: Arc<AtomicUsize>,
+    /// How many handshakes it may hold.
+    share: usize,
     line: VecDeque<Job>,
 }
 
@@ -183,8 +185,8 @@ impl Admission {
         Self { total, limit, share, state: RefCell::default() }
     }
 
-    /// Lets a job begin, wait or go.
-    pub fn admit(&self, mut job: Job) -> Answer {
+    /// Lets a job begin, wait or go. `of_many`: its source is a load balancer that is believed, whose clients share all.
+    pub fn admit(&self, mut job: Job, of_many: bool) -> Answer {
         let mut state = self.state.borrow_mut();
         let source = source_of(job.source.ip());
         if state.sources.len() >= FORGET_AT {
@@ -192,6 +194,7 @@ impl Admission {
         }
         let line_is_full = state.waiting >= LINE;
         let of_source = state.sources.entry(source).or_default();
+        of_source.share = if of_many { self.limit } else { self.share };
         // Whoever of this source stands in line goes first.
         if of_source.line.is_empty()
             && let Some(slot) = self.take(of_source)
@@ -199,7 +202,7 @@ impl Admission {
             job.handshake = Some(slot);
             return Answer::Go(job);
         }
-        if line_is_full || of_source.line.len() >= self.share * LINE_PER_SHARE {
+        if line_is_full || of_source.line.len() >= of_source.share * LINE_PER_SHARE {
             return Answer::Refuse(job);
         }
         of_source.line.push_back(job);
@@ -240,7 +243,7 @@ impl Admission {
 
     /// A slot, if both bounds leave one. Only the acceptor's thread takes, so the two counts cannot race upward.
     fn take(&self, source: &Source) -> Option<HandshakeSlot> {
-        let full = self.total.open.load(Ordering::Acquire) >= self.limit || source.open() >= self.share;
+        let full = self.total.open.load(Ordering::Acquire) >= self.limit || source.open() >= source.share;
         if full {
             return None;
         }
@@ -287,7 +290,7 @@ mod tests {
         let mut held = Vec::new();
         for source in 0..4 {
             for n in 0..2 * 8 {
-                match admission.admit(job(&connections, &listener, [10, 0, 0, source])) {
+                match admission.admit(job(&connections, &listener, [10, 0, 0, source]), false) {
                     Answer::Go(job) => held.push(job),
                     Answer::Wait => assert!(n >= 2, "within its share"),
                     Answer::Refuse(_) => panic!("the line has room"),
@@ -296,7 +299,7 @@ mod tests {
         }
         assert_eq!(held.len(), 8, "four sources hold all");
         let honest = job(&connections, &listener, [10, 0, 9, 9]);
-        assert!(matches!(admission.admit(honest), Answer::Wait));
+        assert!(matches!(admission.admit(honest, false), Answer::Wait));
         assert!(admission.admit_waiting().is_empty());
         drop(held.pop());
         let next = admission.admit_waiting();
@@ -309,7 +312,7 @@ mod tests {
         let (connections, listener) = (Connections::new(1000), TcpListener::bind("127.0.0.1:0").unwrap());
         let admission = Admission::new(8, 1);
         let answers: Vec<_> =
-            (0..12).map(|_| admission.admit(job(&connections, &listener, [10, 0, 0, 1]))).collect();
+            (0..12).map(|_| admission.admit(job(&connections, &listener, [10, 0, 0, 1]), false)).collect();
         let refused = answers.iter().filter(|a| matches!(a, Answer::Refuse(_))).count();
         assert_eq!(refused, 12 - 1 - LINE_PER_SHARE);
         drop(answers);

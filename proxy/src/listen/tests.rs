@@ -8,6 +8,7 @@ use postern_config::file::proxy::Limits;
 use tokio::task::LocalSet;
 
 use super::*;
+use crate::inbound::App;
 use crate::snapshot::Snapshots;
 use crate::telemetry::{self, Metrics};
 

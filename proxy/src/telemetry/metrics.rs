@@ -16,6 +16,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::Outcome;
+use super::gateway::GatewayMetrics;
 use super::histogram::Histogram;
 use super::requests::Requests;
 use crate::snapshot::Snapshots;
@@ -75,6 +76,8 @@ pub struct Metrics {
     pub detect_timeouts: Counter,
     /// HTTP requests.
     pub requests: Requests,
+    /// What a gateway shows of its certificates.
+    pub gateway: GatewayMetrics,
     histograms: Arc<[Histogram; 2]>,
 }
 
@@ -136,6 +139,7 @@ impl Metrics {
             "Connections of `protocol: auto` whose first byte did not come in time",
         );
         let requests = Requests::new(&mut registry);
+        let gateway = GatewayMetrics::new(&mut registry, snapshots);
         let gauge = |registry: &mut Registry, name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -173,6 +177,7 @@ impl Metrics {
             clock_skew_ms,
             detect_timeouts,
             requests,
+            gateway,
             histograms,
         }
     }
@@ -333,7 +338,7 @@ impl Collector for Identity {
     }
 }
 
-fn encode_gauge(
+pub(super) fn encode_gauge(
     mut metric: prometheus_client::encoding::MetricEncoder<'_>,
     value: i64,
 ) -> Result<(), std::fmt::Error> {

@@ -81,6 +81,8 @@ pub struct Record {
     pub source: SocketAddr,
     /// The app or endpoint that it was for.
     pub target: Arc<str>,
+    /// The first name of the host that was called, at a gateway.
+    pub host: Option<Arc<str>>,
     /// The peer's proven identity.
     pub peer: Option<SpiffeId>,
     /// How long the handshake took, where one ended.
@@ -111,6 +113,7 @@ impl Record {
             duration: Duration::ZERO,
             source,
             target,
+            host: None,
             peer: None,
             handshake: None,
             reason: None,
@@ -138,6 +141,7 @@ impl Record {
             outcome = self.outcome.as_str(),
             source = %self.source,
             target_address = %self.target,
+            host = self.host.as_deref(),
             peer = self.peer.as_ref().map(SpiffeId::as_str),
             reason = self.reason.map(Reason::as_str),
             detail = self.detail.as_deref(),

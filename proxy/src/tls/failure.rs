@@ -69,17 +69,42 @@ fn classify(error: &Error) -> Failure {
         Error::PeerSentOversizedRecord | Error::DecryptError => {
             (Reason::NotTls, "the peer sent a damaged TLS record")
         }
-        Error::PeerIncompatible(_) => (
-            Reason::ProtocolVersion,
-            "the peer offers no TLS version and algorithms in common; TLS 1.3 is needed",
-        ),
+        Error::PeerIncompatible(_) => {
+            (Reason::ProtocolVersion, "the peer offers no TLS version and algorithms in common")
+        }
         Error::NoApplicationProtocol => (Reason::Alpn, "no application protocol in common"),
         Error::InvalidCertificate(CertificateError::BadSignature) => {
             (Reason::BadSignature, "the peer does not hold the key of its certificate")
         }
-        Error::InvalidCertificate(_) => (Reason::BadCertificate, "the peer's certificate cannot be used"),
+        Error::InvalidCertificate(why) => return invalid(why),
         Error::AlertReceived(alert) => return received(*alert),
         _ => (Reason::Internal, "TLS failed on this side"),
+    };
+    Failure::new(reason, text)
+}
+
+/// What the stock verifier says of a client's certificate; only a gateway uses it.
+fn invalid(why: &CertificateError) -> Failure {
+    use CertificateError as E;
+    let (reason, text) = match why {
+        E::Expired | E::ExpiredContext { .. } => (Reason::Expired, "the peer's certificate has expired"),
+        E::NotValidYet | E::NotValidYetContext { .. } => {
+            (Reason::NotYetValid, "the peer's certificate is not valid yet")
+        }
+        E::Revoked => (Reason::Revoked, "the peer's certificate is revoked"),
+        E::UnknownIssuer => {
+            (Reason::UnknownIssuer, "no path leads from the peer's certificate to a given CA")
+        }
+        E::UnknownRevocationStatus => {
+            (Reason::Revoked, "no revocation list speaks for a CA of the peer's certificate")
+        }
+        E::ExpiredRevocationList | E::ExpiredRevocationListContext { .. } => {
+            (Reason::Revoked, "the revocation list for the peer's certificate is past its next update")
+        }
+        E::InvalidPurpose | E::InvalidPurposeContext { .. } => {
+            (Reason::BadCertificate, "the peer's certificate is not for TLS clients")
+        }
+        _ => (Reason::BadCertificate, "the peer's certificate cannot be used"),
     };
     Failure::new(reason, text)
 }

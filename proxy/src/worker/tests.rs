@@ -120,7 +120,7 @@ fn a_revocation_that_comes_while_a_handshake_is_stalled_still_counts() {
     // Small records, so that certificate and end of handshake come apart.
     let mut config = ClientConfig::clone(connector.client_config(crate::tls::Alpn::Tcp));
     config.max_fragment_size = Some(64);
-    let name = ServerName::IpAddress(std::net::IpAddr::from([127, 0, 0, 1]).into());
+    let name = ServerName::IpAddress(IpAddr::from([127, 0, 0, 1]).into());
     let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
     client.write_tls(&mut tcp).unwrap();
     while client.is_handshaking() {

@@ -1,0 +1,6 @@
+//! The edge gateway, seen from outside with curl and openssl: names, certificates, passthrough, the PROXY protocol.
+
+mod edge;
+mod hello;
+mod passthrough;
+mod web;
