@@ -13,10 +13,12 @@ use serde_saphyr::MessageFormatter as _;
 pub mod control;
 pub mod gateway;
 pub mod http;
+pub mod jwt;
 pub mod proxy;
 mod suggest;
 #[cfg(test)]
 mod tests;
+pub mod url;
 
 /// The largest file that is read, in bytes.
 pub const MAX_FILE: u64 = 8 * 1024 * 1024;

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use hyper::rt::Executor;
 
 mod body;
+pub mod fetch;
 pub mod forward;
 pub mod guard;
 pub mod headers;

@@ -40,6 +40,7 @@ pub mod gateway;
 pub mod http;
 pub mod identity;
 pub mod inbound;
+pub mod jwt;
 pub mod listen;
 pub mod os;
 pub mod outbound;

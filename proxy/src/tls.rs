@@ -24,6 +24,7 @@ pub mod edge;
 pub mod enroll;
 mod failure;
 mod verify;
+pub mod web;
 
 pub use credentials::{CredentialError, Credentials};
 pub use failure::{Failure, received_alert};

@@ -19,6 +19,7 @@ use super::Outcome;
 use super::gateway::GatewayMetrics;
 use super::histogram::Histogram;
 use super::requests::Requests;
+use crate::jwt::metrics::JwtMetrics;
 use crate::snapshot::Snapshots;
 
 /// Which way a connection goes, as seen from the app beside this proxy.
@@ -78,6 +79,8 @@ pub struct Metrics {
     pub requests: Requests,
     /// What a gateway shows of its certificates.
     pub gateway: GatewayMetrics,
+    /// JWTs and the keys that verify them.
+    pub jwt: JwtMetrics,
     histograms: Arc<[Histogram; 2]>,
 }
 
@@ -116,6 +119,7 @@ impl Metrics {
             "Authorization decisions by deciding policy and decision",
         );
         show_limits(&mut registry, limits);
+        let jwt = JwtMetrics::register(&mut registry);
         let open = Family::<Labels, Gauge>::default();
         registry.register("open_connections", "Connections open now, by direction", open.clone());
         let histograms: Arc<[Histogram; 2]> = Arc::default();
@@ -178,6 +182,7 @@ impl Metrics {
             detect_timeouts,
             requests,
             gateway,
+            jwt,
             histograms,
         }
     }

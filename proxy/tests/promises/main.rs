@@ -12,6 +12,8 @@ mod expiry;
 mod hostile_certificates;
 mod hostile_clients;
 mod hostile_servers;
+mod jwks;
+mod jwt;
 mod limits;
 mod resumption;
 mod secrets;

@@ -4,12 +4,14 @@ use std::time::{Duration, Instant};
 
 pub(crate) mod client;
 pub(crate) mod forge;
+pub(crate) mod issuer;
 pub(crate) mod mesh;
 pub(crate) mod metrics;
 pub(crate) mod process;
 pub(crate) mod scene;
 pub(crate) mod sealed;
 pub(crate) mod server;
+pub(crate) mod web;
 
 /// For whatever must happen; generous, since tests share few processors. Only a failing test waits for it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
