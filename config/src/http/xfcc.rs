@@ -19,7 +19,7 @@ mod leaf;
 mod read;
 
 pub use leaf::Leaf;
-pub use read::{Key, Pair, XfccError, parse};
+pub use read::{Key, Pair, XfccError, check, parse};
 
 /// What an app is told of callers, and what of a header that the caller itself sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -53,7 +53,8 @@ pub struct Caller<'a> {
 /// came, in their order; several are joined by a comma. With `append_if`, [`Mode::AppendForward`] appends for the
 /// callers that one of its patterns matches, and sets for all others.
 ///
-/// Lines that are no XFCC count as none: behind an open quotation mark, the app would not see what we append.
+/// Lines that are no XFCC count as none (give one that is not ASCII as an empty text): behind an open quotation mark, the
+/// app would not see what we append.
 pub fn outgoing<'a>(
     mode: Mode,
     append_if: Option<&[Principal]>,
@@ -78,7 +79,7 @@ pub fn outgoing<'a>(
 
 /// The lines as one; `None` if there is none, or if one of them is no XFCC.
 fn joined<'a>(lines: &[&'a str]) -> Option<Cow<'a, str>> {
-    if lines.is_empty() || lines.iter().any(|line| parse(line).is_err()) {
+    if lines.is_empty() || lines.iter().any(|line| check(line).is_err()) {
         return None;
     }
     Some(match lines {

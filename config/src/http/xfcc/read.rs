@@ -11,19 +11,35 @@ const BLANK: [char; 2] = [' ', '\t'];
 pub fn parse(text: &str) -> Result<Vec<Vec<Pair<'_>>>, XfccError> {
     let mut elements = Vec::new();
     let mut element = Vec::new();
+    walk(text, |pair, last| {
+        element.push(pair);
+        if last {
+            elements.push(std::mem::take(&mut element));
+        }
+    })?;
+    Ok(elements)
+}
+
+/// Whether [`parse`] would read it, without keeping what it says.
+pub fn check(text: &str) -> Result<(), XfccError> {
+    walk(text, |_, _| ())
+}
+
+/// Gives each pair to `each`, with whether it is the last of its element.
+fn walk<'a>(text: &'a str, mut each: impl FnMut(Pair<'a>, bool)) -> Result<(), XfccError> {
     let mut rest = text.trim_start_matches(BLANK);
     loop {
         let (pair, behind) = read_pair(rest)?;
-        element.push(pair);
         // Within an element nothing may stand before the `;`, around elements blanks may.
         if let Some(next) = behind.strip_prefix(';') {
+            each(pair, false);
             rest = next;
             continue;
         }
-        elements.push(std::mem::take(&mut element));
+        each(pair, true);
         match behind.trim_start_matches(BLANK).strip_prefix(',') {
             Some(next) => rest = next.trim_start_matches(BLANK),
-            None if behind.trim_start_matches(BLANK).is_empty() => return Ok(elements),
+            None if behind.trim_start_matches(BLANK).is_empty() => return Ok(()),
             None => return Err(XfccError::BehindQuote),
         }
     }
