@@ -3,4 +3,5 @@
 mod edge;
 mod hello;
 mod passthrough;
+mod reload;
 mod web;
