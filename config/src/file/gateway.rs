@@ -220,7 +220,7 @@ pub struct HttpRoute {
     /// What takes the place of the matched prefix on the way to the service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rewrite_prefix: Option<String>,
-    /// For a whole request with its answer.
+    /// From a request's head to the head of its answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
 }
