@@ -25,6 +25,7 @@ mod explain;
 mod http;
 mod index;
 mod key;
+pub mod lint;
 mod pattern;
 mod peer;
 mod rule;

@@ -93,20 +93,36 @@ impl Rule {
 }
 
 impl Source {
-    fn has_http(&self) -> bool {
+    pub(super) fn has_http(&self) -> bool {
         !self.request_principals.is_empty() || !self.not_request_principals.is_empty()
+    }
+
+    /// Whether nothing is left of it without HTTP.
+    pub(super) fn is_http_alone(&self) -> bool {
+        let rest =
+            Self { request_principals: Vec::new(), not_request_principals: Vec::new(), ..self.clone() };
+        rest == Self::default()
     }
 }
 
 impl Operation {
     fn has_http(&self) -> bool {
-        !self.hosts.is_empty()
-            || !self.not_hosts.is_empty()
-            || !self.methods.is_empty()
-            || !self.not_methods.is_empty()
-            || !self.paths.is_empty()
-            || !self.not_paths.is_empty()
+        let without =
+            Self { ports: self.ports.clone(), not_ports: self.not_ports.clone(), ..Self::default() };
+        *self != without
     }
+
+    /// Whether nothing is left of it without HTTP.
+    pub(super) fn is_http_alone(&self) -> bool {
+        self.ports.is_empty() && self.not_ports.is_empty()
+    }
+}
+
+/// A policy's rules as they are asked about requests, by position.
+pub(super) fn rules_on_http(policy: &AuthorizationPolicy, trust_domain: &str) -> Vec<Vec<Group>> {
+    let (action, namespace) = (policy.spec.action, policy.metadata.namespace.as_str());
+    let context = Context { action, layer: Layer::Http, namespace, trust_domain };
+    policy.spec.rules.iter().filter_map(|rule| compile_rule(rule, context)).collect()
 }
 
 /// The clauses of one source or operation: a field that is not given makes none.

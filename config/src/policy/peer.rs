@@ -198,8 +198,13 @@ impl PeerAuthentication {
         )
     }
 
+    /// The labels that it selects by.
+    pub(super) fn labels(&self) -> Option<&BTreeMap<String, String>> {
+        self.spec.selector.as_ref().map(|s| &s.match_labels).filter(|labels| !labels.is_empty())
+    }
+
     fn scope(&self, root_namespace: &str) -> Scope {
-        if self.spec.selector.as_ref().is_some_and(|s| !s.match_labels.is_empty()) {
+        if self.labels().is_some() {
             Scope::Workload
         } else if self.metadata.namespace == root_namespace {
             Scope::Mesh

@@ -34,6 +34,11 @@ struct Kinded {
 
 /// Reads every document of a YAML text; the first mistake refuses them all.
 pub fn read_stream(text: &str) -> Result<Vec<Document>, PolicyError> {
+    Ok(read(text)?.into_iter().map(|(document, _)| document).collect())
+}
+
+/// The same, each with the text that it was read from.
+pub(super) fn read(text: &str) -> Result<Vec<(Document, file::Piece<'_>)>, PolicyError> {
     let mut documents = Vec::new();
     let mut names = HashSet::new();
     for piece in file::pieces(text) {
@@ -46,7 +51,7 @@ pub fn read_stream(text: &str) -> Result<Vec<Document>, PolicyError> {
         if !names.insert((kind, name.clone())) {
             return Err(PolicyError::Twice(kind.as_str(), name));
         }
-        documents.push(document);
+        documents.push((document, piece));
     }
     Ok(documents)
 }

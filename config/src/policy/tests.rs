@@ -6,6 +6,7 @@ use crate::id::SpiffeId;
 mod documents;
 mod explain;
 mod fields;
+mod lint;
 mod order;
 mod peers;
 mod reference;

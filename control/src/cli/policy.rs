@@ -1,17 +1,21 @@
 //! `postern policy`: Istio's `AuthorizationPolicy` and `PeerAuthentication`, applied as a whole or not at all.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use postern_config::file;
-use postern_config::id::SpiffeId;
-use postern_config::policy::{Connection, Document, DocumentKind, Policy, PolicyError, read_stream};
+use postern_config::policy::lint::Placed;
+use postern_config::policy::{Document, DocumentKind, PolicyError};
 
 use super::service::print;
 use super::{CliError, Common, output};
 use crate::api::model::{ApplyPolicies, Status};
+
+mod check;
+mod lint;
+
+/// The control plane's default for the namespace whose policies apply everywhere.
+const ROOT_NAMESPACE: &str = "istio-system";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -25,7 +29,9 @@ pub(super) enum Command {
     )]
     Show(Show),
     /// Check policies without a control plane, and say what they would decide
-    Check(Check),
+    Check(Box<check::Check>),
+    /// Say what is allowed to be written and is probably not meant
+    Lint(lint::Lint),
     /// Remove a policy
     #[command(after_help = "Example:\n  postern policy delete shop/payments-callers")]
     Delete {
@@ -50,37 +56,13 @@ pub(super) struct Files {
     files: Vec<PathBuf>,
 }
 
-#[derive(Debug, Args)]
-#[command(after_help = "Example:
-  postern policy check -f p.yaml --from spiffe://corp.example/ns/shop/sa/web --to spiffe://corp.example/ns/shop/sa/payments
-
-Exits with 1 if the connection would be denied.")]
-pub(super) struct Check {
-    #[command(flatten)]
-    files: Files,
-    /// The caller of a connection to decide on
-    #[arg(long, value_name = "SPIFFE-ID", requires = "to")]
-    from: Option<String>,
-    /// The workload that is called
-    #[arg(long, value_name = "SPIFFE-ID", requires = "from")]
-    to: Option<String>,
-    /// The called workload's port
-    #[arg(long, default_value_t = 0, value_name = "PORT")]
-    port: u16,
-    /// Where the connection comes from
-    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_name = "IP")]
-    source_ip: IpAddr,
-    /// The namespace whose policies apply everywhere
-    #[arg(long, default_value = "istio-system", value_name = "NAMESPACE")]
-    root_namespace: String,
-}
-
 impl Command {
     pub(super) async fn run(self, common: &Common) -> Result<(), CliError> {
         match self {
             Self::Apply(files) => apply(common, &files).await,
             Self::Show(wanted) => wanted.run(common).await,
             Self::Check(check) => check.run(common),
+            Self::Lint(lint) => lint.run(common),
             Self::Delete { policy, kind } => {
                 let path = match policy.split_once('/') {
                     Some((namespace, name)) if is_name(namespace) && is_name(name) => policy,
@@ -99,9 +81,10 @@ impl Command {
 
 async fn apply(common: &Common, files: &Files) -> Result<(), CliError> {
     let client = common.client();
-    match files.documents() {
-        Ok(documents) => {
-            let documents = documents.iter().map(Document::to_json).collect();
+    match files.read() {
+        Ok(read) => {
+            lint::of(&read, ROOT_NAMESPACE, &[]).tell(common);
+            let documents = read.all().map(Document::to_json).collect();
             print(common, &client.post("/v1/policies", &ApplyPolicies { documents }).await?, "applied")
         }
         Err(mistake) => {
@@ -158,62 +141,32 @@ fn row(document: &Document) -> [String; 4] {
     [document.kind().as_str().to_owned(), document.metadata().full_name(), action, rules]
 }
 
-impl Files {
-    fn documents(&self) -> Result<Vec<Document>, CliError> {
-        let mut documents = Vec::new();
-        for path in &self.files {
-            let text = file::read(&path_or_stdin(path))?;
-            let read = read_stream(&text).map_err(|why| match why {
-                PolicyError::Yaml(place) => CliError::File(format!("{}:{place}", path.display())),
-                why => CliError::File(format!("{}:  error: {why}", path.display())),
-            });
-            documents.extend(read?);
-        }
-        Ok(documents)
+/// What the files hold.
+struct Read {
+    /// Their names, as given.
+    files: Vec<String>,
+    documents: Vec<Placed>,
+}
+
+impl Read {
+    fn all(&self) -> impl Iterator<Item = &Document> {
+        self.documents.iter().map(|placed| &placed.document)
     }
 }
 
-impl Check {
-    fn run(self, common: &Common) -> Result<(), CliError> {
-        let documents = self.files.documents()?;
-        let (Some(from), Some(to)) = (&self.from, &self.to) else {
-            let names: Vec<String> = documents.iter().map(|d| d.metadata().full_name()).collect();
-            if common.is_json() {
-                return output::json(&serde_json::json!({ "valid": true, "policies": names }));
-            }
-            return output::print(&format!("{} policies are valid: {}", names.len(), names.join(", ")));
-        };
-        let id = |text: &str| -> Result<SpiffeId, CliError> {
-            text.parse().map_err(|why| CliError::Failed(format!("{text:?} is not a SPIFFE ID: {why}")))
-        };
-        let (from, to) = (id(from)?, id(to)?);
-        let applying = documents.into_iter().filter_map(|document| match document {
-            Document::Policy(policy) => Some(policy),
-            Document::Peer(_) => None,
-        });
-        let applying = applying.filter(|p| p.applies_to(&to, &BTreeMap::new(), &self.root_namespace));
-        let policy = Policy::compile(&applying.collect::<Vec<_>>(), to.trust_domain());
-        let verdict = policy.decide(&Connection {
-            peer: Some(&from),
-            admits_anonymous: false,
-            source_ip: self.source_ip,
-            remote_ip: self.source_ip,
-            destination_ip: Ipv4Addr::UNSPECIFIED.into(),
-            destination_port: self.port,
-            sni: None,
-        });
-        let because = policy.explain(&verdict);
-        let word = if verdict.allow { "allow" } else { "deny" };
-        if common.is_json() {
-            output::json(&serde_json::json!({ "verdict": word, "because": because }))?;
-        } else {
-            output::print(&format!("{word}   {because}"))?;
+impl Files {
+    fn read(&self) -> Result<Read, CliError> {
+        let mut read = Read { files: Vec::new(), documents: Vec::new() };
+        for (index, path) in self.files.iter().enumerate() {
+            let text = file::read(&path_or_stdin(path))?;
+            let placed = Placed::read(&text, index).map_err(|why| match why {
+                PolicyError::Yaml(place) => CliError::File(format!("{}:{place}", path.display())),
+                why => CliError::File(format!("{}:  error: {why}", path.display())),
+            });
+            read.documents.extend(placed?);
+            read.files.push(path.display().to_string());
         }
-        if verdict.allow {
-            Ok(())
-        } else {
-            Err(CliError::Failed("this connection would be denied".to_owned()))
-        }
+        Ok(read)
     }
 }
 

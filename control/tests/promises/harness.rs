@@ -321,3 +321,11 @@ impl tower_service::Service<Request<tonic::body::Body>> for H2 {
         Box::pin(self.0.send_request(request))
     }
 }
+
+/// What a command that fails says, and that it says nothing else.
+pub(crate) fn failed(output: &Output, code: i32, why: &str) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(said.contains(why), "{said:?} does not say {why:?}");
+    assert!(output.stdout.is_empty());
+}

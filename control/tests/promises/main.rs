@@ -13,5 +13,6 @@ mod crash;
 mod enrollment;
 mod harness;
 mod operators;
+mod policies;
 mod renewal;
 mod watching;

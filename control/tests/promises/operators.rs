@@ -5,17 +5,10 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 use std::sync::Arc;
 
-use crate::harness::{Control, TD, command};
-
-fn failed(output: &Output, code: i32, why: &str) {
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{said}");
-    assert!(said.contains(why), "{said:?} does not say {why:?}");
-    assert!(output.stdout.is_empty());
-}
+use crate::harness::{Control, TD, command, failed};
 
 #[test]
 fn the_socket_and_the_store_are_private() {
@@ -105,45 +98,6 @@ fn a_mistake_in_a_policy_applies_nothing() {
     assert_eq!(control.cli(&[&check[..], &["11.1.2.3"]].concat()).status.code(), Some(1));
     assert_eq!(control.json(&["policy", "delete", "shop/one"])["generation"], 3);
     failed(&control.cli(&["policy", "delete", "shop/one"]), 1, "there is no policy shop/one");
-}
-
-#[test]
-fn policies_of_both_kinds_are_applied_listed_and_deleted() {
-    let control = Control::start();
-    let document = |kind: &str, spec: &str| {
-        format!(
-            "apiVersion: security.istio.io/v1\nkind: {kind}\nmetadata: {{ name: p, namespace: shop }}\nspec: {spec}\n"
-        )
-    };
-    let (policy, peer) =
-        (document("AuthorizationPolicy", "{}"), document("PeerAuthentication", "{ mtls: { mode: STRICT } }"));
-    let file = control.data().join("p.yaml");
-    let path = file.to_str().unwrap();
-    std::fs::write(&file, format!("{policy}---\n{peer}")).unwrap();
-    assert_eq!(
-        control.json(&["policy", "apply", "-f", path])["applied"],
-        serde_json::json!(["shop/p", "shop/p"])
-    );
-    let listed = String::from_utf8(control.cli(&["policy", "list"]).stdout).unwrap();
-    assert!(listed.contains("AuthorizationPolicy  shop/p  ALLOW   0"), "{listed}");
-    assert!(listed.contains("PeerAuthentication   shop/p  STRICT  -"), "{listed}");
-    let shown = control.json(&["policy", "show", "shop/p"]);
-    assert_eq!(shown.as_array().unwrap().len(), 2);
-    failed(&control.cli(&["policy", "show", "shop/q"]), 1, "there is no policy shop/q");
-
-    // A name that two kinds share must be told apart; nothing is removed by a guess.
-    failed(&control.cli(&["policy", "delete", "shop/p"]), 1, "say which: --kind");
-    failed(&control.cli(&["policy", "delete", "shop/p", "--kind", "Pod"]), 2, "\"Pod\" is no kind");
-    control.json(&["policy", "delete", "shop/p", "--kind", "PeerAuthentication"]);
-    assert_eq!(control.json(&["policy", "list"])[0]["kind"], "AuthorizationPolicy");
-    control.json(&["policy", "delete", "shop/p"]);
-    assert_eq!(control.json(&["policy", "list"]), serde_json::json!([]));
-
-    // What Istio silently ignores is refused with the reason.
-    let void = "{ selector: { matchLabels: { app: a } }, mtls: { mode: STRICT } }";
-    std::fs::write(&file, document("PeerAuthentication", void).replace("shop", "istio-system")).unwrap();
-    failed(&control.cli(&["policy", "apply", "-f", path]), 1, "stands in the root namespace");
-    assert_eq!(control.json(&["policy", "list"]), serde_json::json!([]));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use proptest::sample::{select, subsequence};
 use serde_json::{Map, Value, json};
 
 use crate::id::SpiffeId;
+use crate::policy::lint::{Placed, Setting, lint};
 use crate::policy::{AuthorizationPolicy, Connection, Policy, Request, RuleRef, Token, Verdict};
 
 const OWN: &str = "corp.example";
@@ -400,13 +401,17 @@ fn condition() -> impl Strategy<Value = Value> {
 }
 
 fn policy() -> impl Strategy<Value = Value> {
-    let rule = (list(source(), 0..3), list(operation(), 0..3), list(condition(), 0..2))
-        .prop_map(|(from, to, when)| json!({ "from": from, "to": to, "when": when }))
-        .boxed();
-    let action = prop_oneof![3 => Just("ALLOW"), 2 => Just("DENY"), 1 => Just("AUDIT")];
     // Few rules are scanned, many are filed, and drawers of many are divided again.
-    let rules =
-        prop_oneof![12 => list(rule.clone(), 0..3), 3 => list(rule.clone(), 9..20), 1 => list(rule, 60..120)];
+    policy_of(prop_oneof![24 => list(rule(), 0..3), 6 => list(rule(), 9..20), 1 => list(rule(), 60..120)])
+}
+
+fn rule() -> impl Strategy<Value = Value> {
+    (list(source(), 0..3), list(operation(), 0..3), list(condition(), 0..2))
+        .prop_map(|(from, to, when)| json!({ "from": from, "to": to, "when": when }))
+}
+
+fn policy_of(rules: impl Strategy<Value = Vec<Value>>) -> impl Strategy<Value = Value> {
+    let action = prop_oneof![3 => Just("ALLOW"), 2 => Just("DENY"), 1 => Just("AUDIT")];
     (action, rules, 0..8u8).prop_map(|(action, rules, dry)| {
         json!({
             "apiVersion": "security.istio.io/v1",
@@ -441,5 +446,38 @@ proptest! {
         let again: Vec<_> =
             policies.iter().map(|p| AuthorizationPolicy::from_json(&p.to_json()).unwrap()).collect();
         prop_assert_eq!(again, policies);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    /// A rule that is called unreachable can be replaced by one that never matches, and nobody is judged otherwise.
+    #[test]
+    fn unreachable_rules_decide_nothing(
+        mut documents in list(policy_of(list(rule(), 0..4)), 1..4),
+        cases in list(case(), 8),
+    ) {
+        for (index, document) in documents.iter_mut().enumerate() {
+            document["metadata"]["name"] = json!(format!("p{index}"));
+        }
+        // JSON is YAML.
+        let text = documents.iter().map(|d| format!("---\n{d}\n")).collect::<String>();
+        let setting = Setting { root_namespace: "root", tcp_ports: &[] };
+        let warnings = lint(&Placed::read(&text, 0).unwrap(), &setting);
+        let compile = |documents: &[Value]| {
+            let read = |d: &Value| AuthorizationPolicy::from_json(&d.to_string()).unwrap();
+            Policy::compile(&documents.iter().map(read).collect::<Vec<_>>(), OWN.parse().unwrap())
+        };
+        for warning in warnings.iter().filter(|w| w.kind == "unreachable") {
+            let words: Vec<&str> = warning.message.split([' ', '/']).collect();
+            let (rule, policy): (usize, usize) = (words[1].parse().unwrap(), words[4][1..].parse().unwrap());
+            let mut without = documents.clone();
+            without[policy]["spec"]["rules"][rule] = json!({ "to": [{ "operation": { "ports": ["1"] } }] });
+            let (with, without) = (compile(&documents), compile(&without));
+            for case in &cases {
+                prop_assert_eq!(case.verdict(&with).allow, case.verdict(&without).allow, "{}", warning.message);
+            }
+        }
     }
 }
