@@ -4,4 +4,5 @@ mod edge;
 mod hello;
 mod passthrough;
 mod reload;
+mod requests;
 mod web;

@@ -17,9 +17,7 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// What only a proxy in front may say; apps believe it.
-const SAID_BY_PROXIES: [HeaderName; 12] = [
-    FORWARDED_FOR,
-    FORWARDED_PROTO,
+const SAID_BY_PROXIES: [HeaderName; 10] = [
     HeaderName::from_static("forwarded"),
     HeaderName::from_static("x-forwarded-host"),
     HeaderName::from_static("x-forwarded-port"),
@@ -75,43 +73,56 @@ pub(super) struct Hop {
     pub(super) trusted_hops: u8,
 }
 
-/// Sets `x-forwarded-for` and `x-forwarded-proto` for the service; the client's address.
-///
-/// Without trusted hops nothing of what the client says about its way is kept.
-pub(super) fn forwarded(headers: &mut HeaderMap, hop: &Hop) -> Result<IpAddr, Refusal> {
-    let own = hop.source.ip().to_canonical();
-    let mut client = own;
-    let mut chain = String::new();
-    let mut proto = None;
-    if hop.trusted_hops > 0 {
-        let broken = || Refusal::new(Fault::BadRequest, "x-forwarded-for is no list of addresses");
-        let lines: Vec<&str> = headers
-            .get_all(FORWARDED_FOR)
-            .iter()
-            .map(|line| line.to_str().map_err(|_| broken()))
-            .collect::<Result<_, _>>()?;
-        chain = lines.join(", ");
-        let entries = chain.split(',').map(str::trim).filter(|e| !e.is_empty());
-        // Fewer than trusted proxies would write: somebody connected who is one of them.
-        if let Some(entry) = entries.rev().nth(usize::from(hop.trusted_hops) - 1) {
-            client = address(entry).ok_or_else(broken)?;
+/// What is believed of a request's way here.
+pub(super) struct Forwarded {
+    /// The client's address.
+    pub(super) client: IpAddr,
+    chain: HeaderValue,
+    proto: HeaderValue,
+    believed: bool,
+}
+
+impl Forwarded {
+    /// Reads it before the hop's headers end: what `Connection` names shall not change who the client is.
+    pub(super) fn read(headers: &HeaderMap, hop: &Hop) -> Result<Self, Refusal> {
+        let own = hop.source.ip().to_canonical();
+        let scheme = HeaderValue::from_static(if hop.secure { "https" } else { "http" });
+        let internal = |_| Refusal::new(Fault::Internal, "x-forwarded-for cannot be written");
+        if hop.trusted_hops == 0 {
+            let chain = HeaderValue::try_from(own.to_string()).map_err(internal)?;
+            return Ok(Self { client: own, chain, proto: scheme, believed: false });
         }
-        proto = headers.get(FORWARDED_PROTO).filter(|p| matches!(p.as_bytes(), b"http" | b"https")).cloned();
-    } else {
-        SAID_BY_PROXIES.iter().for_each(|name| drop(headers.remove(name)));
-        let envoys: Vec<HeaderName> =
-            headers.keys().filter(|n| n.as_str().starts_with(ENVOYS)).cloned().collect();
-        envoys.iter().for_each(|name| drop(headers.remove(name)));
+        let broken = || Refusal::new(Fault::BadRequest, "x-forwarded-for is no list of addresses");
+        let lines = headers.get_all(FORWARDED_FOR).iter().map(|line| line.to_str().map_err(|_| broken()));
+        let mut chain = lines.collect::<Result<Vec<_>, _>>()?.join(", ");
+        let mut entries = chain.split(',').map(str::trim).filter(|e| !e.is_empty()).rev();
+        // Fewer than trusted proxies would write: one of them connected on its own account.
+        let client = match entries.nth(usize::from(hop.trusted_hops) - 1) {
+            Some(entry) => address(entry).ok_or_else(broken)?,
+            None => own,
+        };
+        if !chain.is_empty() {
+            chain.push_str(", ");
+        }
+        chain.push_str(&own.to_string());
+        let said =
+            headers.get(FORWARDED_PROTO).filter(|p| matches!(p.as_bytes(), b"http" | b"https")).cloned();
+        let chain = HeaderValue::try_from(chain).map_err(internal)?;
+        Ok(Self { client, chain, proto: said.unwrap_or(scheme), believed: true })
     }
-    if !chain.is_empty() {
-        chain.push_str(", ");
+
+    /// Tells the service, after what ends at this hop is gone. Without trusted hops nothing else that the client says about
+    /// its way is kept.
+    pub(super) fn tell(self, headers: &mut HeaderMap) {
+        if !self.believed {
+            SAID_BY_PROXIES.iter().for_each(|name| drop(headers.remove(name)));
+            let envoys: Vec<HeaderName> =
+                headers.keys().filter(|n| n.as_str().starts_with(ENVOYS)).cloned().collect();
+            envoys.iter().for_each(|name| drop(headers.remove(name)));
+        }
+        headers.insert(FORWARDED_FOR, self.chain);
+        headers.insert(FORWARDED_PROTO, self.proto);
     }
-    chain.push_str(&own.to_string());
-    let chain = HeaderValue::try_from(chain).map_err(|_| Refusal::new(Fault::Internal, "x-forwarded-for"))?;
-    headers.insert(FORWARDED_FOR, chain);
-    let scheme = HeaderValue::from_static(if hop.secure { "https" } else { "http" });
-    headers.insert(FORWARDED_PROTO, proto.unwrap_or(scheme));
-    Ok(client)
 }
 
 /// An address as proxies write it: alone, in brackets, or with a port.

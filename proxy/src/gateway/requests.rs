@@ -12,7 +12,7 @@ use postern_config::file::gateway::Plain;
 use postern_config::http::path::Rules;
 use postern_config::policy::Request as Question;
 
-use super::client::{Certificate, Hop, forwarded};
+use super::client::{Certificate, Forwarded, Hop};
 use super::hosts::Host;
 use super::{Front, Route, Way};
 use crate::finish::Socketed;
@@ -115,10 +115,12 @@ impl Edge {
             secure: self.visitor.called.is_some(),
             trusted_hops: self.visitor.front.trusted_hops,
         };
-        let client = forwarded(&mut parts.headers, &hop)?;
+        let forwarded = Forwarded::read(&parts.headers, &hop)?;
+        let client = forwarded.client;
         let host = self.host(&target.host)?;
         let switch = headers::end_hop_of_request(&mut parts, !body.is_empty())?;
         headers::remove_spoofed(&mut parts.headers);
+        forwarded.tell(&mut parts.headers);
         headers::trace(&mut parts.headers);
         note.sees(&parts.uri, &parts.headers);
         if self.visitor.called.is_none() && host.plain == Plain::Redirect {

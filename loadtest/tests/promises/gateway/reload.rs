@@ -198,7 +198,8 @@ fn a_bad_file_changes_nothing_and_the_next_good_one_does() {
     std::fs::remove_file(&chain).unwrap();
     refused("no file");
     let told = stage.gateway.logs();
-    let told: Vec<&str> = told.iter().filter(|l| l["level"] == "ERROR").filter_map(|l| l["error"].as_str()).collect();
+    let told: Vec<&str> =
+        told.iter().filter(|l| l["level"] == "ERROR").filter_map(|l| l["error"].as_str()).collect();
     assert!(told.iter().any(|t| t.contains("tls.crt") && t.contains("No such file")), "{told:?}");
     assert!(told.iter().any(|t| t.contains("is not the key of the chain's first certificate")), "{told:?}");
 
@@ -214,7 +215,10 @@ fn a_bad_file_changes_nothing_and_the_next_good_one_does() {
 fn a_hangup_reads_the_files_and_ends_nothing() {
     let mut stage = Stage::new(|dir, ca| ca.server(&dir.join("live"), &["a.example"]), |_| String::new());
     stage.gateway.process().signal(Signal::SIGHUP);
-    stage.gateway.wait_for_log(SOON, |l| l["message"].as_str().is_some_and(|m| m.contains("SIGHUP"))).unwrap();
+    stage
+        .gateway
+        .wait_for_log(SOON, |l| l["message"].as_str().is_some_and(|m| m.contains("SIGHUP")))
+        .unwrap();
     assert_eq!(stage.get(&[]).status, 200);
 }
 

@@ -6,6 +6,14 @@ fn hop(trusted_hops: u8) -> Hop {
     Hop { source: "192.0.2.9:4000".parse().unwrap(), secure: true, trusted_hops }
 }
 
+/// Reads and tells.
+fn forwarded(headers: &mut HeaderMap, hop: &Hop) -> Result<IpAddr, Refusal> {
+    let forwarded = Forwarded::read(headers, hop)?;
+    let client = forwarded.client;
+    forwarded.tell(headers);
+    Ok(client)
+}
+
 fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in lines {
