@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use postern_config::file::proxy::{Announce, Inbound, LogFormat, Outbound, Protocol, ProxyConfig};
+use postern_config::file::proxy::{Announce, Inbound, LogFormat, Mtls, Outbound, Protocol, ProxyConfig};
 use postern_config::file::{self, Span};
 use postern_proxy::identity::join::JoinSource;
 
@@ -65,7 +65,7 @@ pub(crate) struct RunArgs {
     #[arg(long, env = "POSTERN_CONTROL", value_name = "HOST:PORT")]
     control: Option<String>,
     /// mTLS in, plain to the app; may be given more than once. `,announce=SERVICE[@HOST:PORT]` tells the control plane.
-    #[arg(long, value_name = "LISTEN=APP[,protocol=P][,announce=SERVICE[@HOST:PORT]]", value_parser = parse_inbound)]
+    #[arg(long, value_name = "LISTEN=APP[,protocol=P][,mtls=permissive][,announce=SERVICE[@HOST:PORT]]", value_parser = parse_inbound)]
     inbound: Vec<Inbound>,
     /// Plain in, mTLS out to a service; may be given more than once. P is tcp (the default), http, grpc or auto.
     #[arg(long, value_name = "LISTEN=SERVICE|LISTEN=HOST:PORT,SPIFFE-ID[,protocol=P]", value_parser = parse_outbound)]
@@ -148,16 +148,20 @@ fn parse_inbound(text: &str) -> Result<Inbound, String> {
     let mut options = rest.split(',');
     let app = options.next().unwrap_or_default().to_owned();
     let listen = listen.parse().map_err(|_| format!("{listen:?} is not IP:PORT; {usage}"))?;
-    let mut inbound = Inbound { listen, app, protocol: Protocol::Tcp, announce: None };
+    let mut inbound = Inbound { listen, app, protocol: Protocol::Tcp, mtls: Mtls::Strict, announce: None };
     for option in options {
         if let Some(protocol) = option.strip_prefix("protocol=") {
             inbound.protocol = protocol.parse()?;
+        } else if option == "mtls=permissive" {
+            inbound.mtls = Mtls::Permissive;
         } else if let Some(announced) = option.strip_prefix("announce=") {
             let (service, address) =
                 announced.split_once('@').map_or((announced, None), |(s, a)| (s, Some(a.to_owned())));
             inbound.announce = Some(Announce { service: service.to_owned(), address });
         } else {
-            return Err(format!("unknown option {option:?}; there are `protocol=` and `announce=`"));
+            return Err(format!(
+                "unknown option {option:?}; there are `protocol=`, `mtls=permissive` and `announce=`"
+            ));
         }
     }
     Ok(inbound)

@@ -11,6 +11,7 @@ use crate::discover::Upstream;
 use crate::finish;
 use crate::telemetry::Direction;
 use crate::tls::{Alpn, Failure, Stream};
+use crate::upstream::circuit::Full;
 use crate::worker::Worker;
 use crate::worker::open::{Judged, Open, Subject};
 
@@ -23,6 +24,8 @@ pub enum Miss {
     Refused(Failure),
     /// Nothing was tried: this proxy has no identity to show.
     NoIdentity(Failure),
+    /// Nothing was tried: the upstream's limit is reached.
+    Full(Full),
 }
 
 /// A connection to a peer that is proven.

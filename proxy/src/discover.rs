@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use postern_config::file::http;
 use postern_config::id::SpiffeId;
 use postern_config::service::Service;
 
 use crate::tls::{Connector, Tls};
+use crate::upstream::circuit::Circuit;
 
 pub mod balance;
 
@@ -21,6 +23,8 @@ pub struct Upstream {
     pub connector: Connector,
     /// Where it listens, each `host:port`; may be empty.
     pub endpoints: Vec<Arc<str>>,
+    /// How much it is asked to do at once.
+    pub circuit: Arc<Circuit>,
 }
 
 impl Upstream {
@@ -30,19 +34,29 @@ impl Upstream {
         name: &str,
         expected: SpiffeId,
         endpoints: &[String],
+        circuit: &http::Circuit,
     ) -> Result<Self, crate::Error> {
         let connector = tls.connector(expected.clone()).map_err(|e| crate::Error::Tls(e.to_string()))?;
         let endpoints = endpoints.iter().map(|e| Arc::from(e.as_str())).collect();
-        Ok(Self { name: name.into(), expected, connector, endpoints })
+        Ok(Self { name: name.into(), expected, connector, endpoints, circuit: Circuit::new(circuit) })
     }
 }
 
 /// Every service that the control plane has told of.
 #[derive(Debug, Default)]
-pub struct Services(HashMap<Arc<str>, Arc<Upstream>>);
+pub struct Services {
+    by_name: HashMap<Arc<str>, Arc<Upstream>>,
+    /// What each of them is asked to do at once.
+    circuit: http::Circuit,
+}
 
 impl Services {
-    /// The upstreams of these services; TLS configs of unchanged identities are taken over from `earlier`.
+    /// None yet; those to come have these limits.
+    pub fn none(circuit: http::Circuit) -> Self {
+        Self { by_name: HashMap::new(), circuit }
+    }
+
+    /// The upstreams of these services; TLS configs and limits of unchanged identities are taken over from `earlier`.
     pub fn new(services: &[Service], tls: &Tls, earlier: &Self) -> Result<Self, crate::Error> {
         let upstream = |service: &Service| {
             let known = earlier.of(&service.name).filter(|u| u.expected == service.identity);
@@ -52,16 +66,26 @@ impl Services {
                     expected: service.identity.clone(),
                     connector: known.connector.clone(),
                     endpoints: service.endpoints.iter().map(|e| Arc::from(e.as_str())).collect(),
+                    circuit: Arc::clone(&known.circuit),
                 },
-                None => Upstream::new(tls, &service.name, service.identity.clone(), &service.endpoints)?,
+                None => {
+                    let expected = service.identity.clone();
+                    Upstream::new(tls, &service.name, expected, &service.endpoints, &earlier.circuit)?
+                }
             };
-            Ok((Arc::clone(&upstream.name), Arc::new(upstream)))
+            Ok::<_, crate::Error>((Arc::clone(&upstream.name), Arc::new(upstream)))
         };
-        services.iter().map(upstream).collect::<Result<_, _>>().map(Self)
+        let by_name = services.iter().map(upstream).collect::<Result<_, _>>()?;
+        Ok(Self { by_name, circuit: earlier.circuit.clone() })
     }
 
     /// The service of this name.
     pub fn of(&self, name: &str) -> Option<&Arc<Upstream>> {
-        self.0.get(name)
+        self.by_name.get(name)
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        self.by_name.values()
     }
 }

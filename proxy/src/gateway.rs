@@ -17,7 +17,6 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use postern_config::file::gateway::{self as config, EdgeProtocol, Network};
 use postern_config::http::proxy_protocol::{self, Parsed};
-use postern_config::http::xfcc::Mode;
 use postern_config::reason::Reason;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
@@ -30,7 +29,7 @@ use crate::snapshot::Snapshots;
 use crate::telemetry::{Direction, Metrics, Outcome, Record};
 use crate::tls::edge::{self, ClientChain, Hello};
 use crate::tls::{self, Failure, Stream, Tcp};
-use crate::worker::open::{Facts, Open};
+use crate::worker::open::{Anonymous, Facts, Open};
 use crate::worker::{Job, Worker};
 
 mod client;
@@ -263,7 +262,7 @@ async fn onward(
             destination_ip: local.ip(),
             destination_port: local.port(),
             // Whether the client needs a certificate its host has decided, by the handshake.
-            admits_anonymous: true,
+            anonymous: Anonymous::Always,
             sni: name.map(str::to_owned),
         })
     };
@@ -291,7 +290,7 @@ async fn onward(
                 called: Some((name, host)),
                 facts,
                 source: client,
-                introduction: Introduction::new(Mode::SanitizeSet, own.as_ref().map(|c| c.id()), leaf),
+                introduction: Introduction::new(&worker.shared.http, own.as_ref().map(|c| c.id()), leaf),
                 certificate: chain.map(|chain| Certificate::new(chain, server)),
             };
             requests::serve(worker, open, stream, version, visitor, record).await

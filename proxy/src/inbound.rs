@@ -1,22 +1,27 @@
 //! mTLS in: who is it, what does it speak, may it. Read [`serve`] top-down; this is the whole way of a connection.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use postern_config::file::http as http_config;
 use postern_config::file::proxy::Protocol;
-use postern_config::http::xfcc::Mode;
+use postern_config::policy::MtlsMode;
+use postern_config::reason::Reason;
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 
 use crate::dial::{self, Miss};
-use crate::finish;
+use crate::finish::{self, Socketed};
 use crate::http::introduce::Introduction;
 use crate::http::{self, Version, sniff};
 use crate::relay::relay;
 use crate::telemetry::{Direction, Outcome, Record};
 use crate::tls::{self, Alpn, Failure, Stream, Tcp};
-use crate::worker::open::{Counting, Facts, Judged, Open, Subject};
+use crate::upstream::circuit::Circuit;
+use crate::upstream::rate::RateLimit;
+use crate::worker::open::{Anonymous, Counting, Facts, Judged, Open, Subject};
 use crate::worker::{Job, Worker};
 
 /// The app behind an inbound listener.
@@ -28,15 +33,48 @@ pub struct App {
     pub port: u16,
     /// What it speaks.
     pub protocol: Protocol,
+    /// Its own choice of what peers speak to it; a pushed PeerAuthentication goes before.
+    pub mtls: MtlsMode,
+    /// How much it is asked to do at once.
+    pub circuit: Arc<Circuit>,
+    /// How many requests it takes.
+    pub rate: Option<Arc<RateLimit>>,
 }
 
-/// What a secured connection carries.
+impl App {
+    /// An app behind a strict listener, without a limit on its rate.
+    pub fn new(address: &str, protocol: Protocol, circuit: &http_config::Circuit) -> Self {
+        let port = address.rsplit_once(':').and_then(|(_, p)| p.parse().ok()).unwrap_or_default();
+        let (circuit, mtls) = (Circuit::new(circuit), MtlsMode::Strict);
+        Self { address: address.into(), port, protocol, mtls, circuit, rate: None }
+    }
+}
+
+/// What a connection carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Speech {
     Bytes,
     Http(Version),
-    /// The peer agreed on nothing: its first bytes tell.
+    /// Nobody has agreed on anything: the first bytes tell.
     Untold,
+}
+
+/// A connection that may go on.
+enum Entered {
+    Secured(Box<Stream>, Caller, Speech),
+    Plain(TcpStream, Caller, Speech),
+}
+
+/// Who is at the other end, and what policy is asked about it.
+pub struct Caller {
+    /// As the register of open connections has it.
+    pub subject: Rc<Subject>,
+    /// What policy is asked besides.
+    pub facts: Facts,
+    /// Where it comes from.
+    pub source: SocketAddr,
+    /// What the app is told of it.
+    pub introduction: Introduction,
 }
 
 /// Carries one accepted connection to its end.
@@ -47,26 +85,24 @@ pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Job, app: &App) {
     gauge.inc();
     let accepted = job.accepted;
     let _held = job.connection;
-    let secured = open.unless_closed(secure(worker, open, job.tcp, job.source, app, accepted)).await;
+    let entered = open.unless_closed(enter(worker, open, job.tcp, job.source, app, accepted)).await;
     drop(job.handshake);
-    record.outcome = match secured {
+    record.outcome = match entered {
         Err(cause) => cause.into(),
         Ok(Err(failure)) => {
             metrics.handshake_failed(Direction::Inbound, failure.reason);
             finish::refused(&mut record, &failure)
         }
-        Ok(Ok((tls, caller, speech))) => {
+        Ok(Ok(Entered::Plain(tcp, caller, speech))) => {
+            metrics.plaintext_connections.inc();
+            converse(worker, open, tcp, caller, speech, app, &mut record).await
+        }
+        Ok(Ok(Entered::Secured(tls, caller, speech))) => {
             let took = accepted.elapsed();
             metrics.handshake_ok(Direction::Inbound, took);
             record.handshake = Some(took);
             record.peer = caller.subject.id().cloned();
-            match speech {
-                Speech::Bytes => admit(worker, open, tls, caller, app, &mut record).await,
-                Speech::Http(version) => {
-                    http::inbound::serve(worker, open, tls, version, caller, app, &mut record).await
-                }
-                Speech::Untold => untold(worker, open, tls, caller, app, &mut record).await,
-            }
+            converse(worker, open, *tls, caller, speech, app, &mut record).await
         }
     };
     (record.bytes_up, record.bytes_down) = open.bytes();
@@ -75,33 +111,44 @@ pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Job, app: &App) {
     worker.shared.telemetry.finish(record);
 }
 
-/// Who is at the other end, and what policy is asked about it.
-pub struct Caller {
-    /// As the register of open connections has it.
-    pub subject: Rc<Subject>,
-    /// What policy is asked besides.
-    pub facts: Facts,
-    /// Where it comes from.
-    pub source: std::net::SocketAddr,
-    /// What the app is told of it.
-    pub introduction: Introduction,
-}
-
-/// The handshake, under its deadline; whom it proves is registered with the facts that policy is asked about.
-async fn secure(
+/// Who is it: a handshake under its deadline, or plain text where the port takes that.
+async fn enter(
     worker: &Worker,
     open: &Open,
     tcp: std::net::TcpStream,
-    source: std::net::SocketAddr,
+    source: SocketAddr,
     app: &App,
     accepted: Instant,
-) -> Result<(Stream, Caller, Speech), Failure> {
+) -> Result<Entered, Failure> {
+    let tcp = TcpStream::from_std(tcp).map_err(|_| Failure::internal("the socket cannot be registered"))?;
+    let local = tcp.local_addr().map_err(|_| Failure::internal("the socket does not know its address"))?;
+    let facts = Facts {
+        source_ip: source.ip(),
+        remote_ip: source.ip(),
+        destination_ip: local.ip(),
+        destination_port: app.port,
+        anonymous: Anonymous::Never,
+        sni: None,
+    };
+    let mode = worker
+        .shared
+        .snapshots
+        .policy
+        .load()
+        .as_ref()
+        .map_or(app.mtls, |p| p.mtls_mode_or(app.port, app.mtls));
+    let deadline = accepted + worker.shared.limits.handshake_timeout.as_duration();
+    if mode != MtlsMode::Strict && is_plain(worker, &tcp, mode, app, deadline).await? {
+        let facts = Facts { anonymous: Anonymous::WherePlainText(app.mtls), ..facts };
+        let speech = if app.protocol == Protocol::Tcp { Speech::Bytes } else { Speech::Untold };
+        let subject = Rc::new(Subject { peer: None, judged: judged(speech, &facts) });
+        open.prove(Rc::clone(&subject));
+        let introduction = Introduction::new(&worker.shared.http, None, None);
+        return Ok(Entered::Plain(tcp, Caller { subject, facts, source, introduction }, speech));
+    }
     if worker.shared.snapshots.usable_credentials().is_none() {
         return Err(Failure::no_identity());
     }
-    let tcp = TcpStream::from_std(tcp).map_err(|_| Failure::internal("the socket cannot be registered"))?;
-    let deadline = accepted + worker.shared.limits.handshake_timeout.as_duration();
-    let local = tcp.local_addr().map_err(|_| Failure::internal("the socket does not know its address"))?;
     let alpn = match app.protocol {
         Protocol::Tcp => Alpn::Tcp,
         Protocol::Http | Protocol::Grpc => Alpn::Http,
@@ -115,38 +162,81 @@ async fn secure(
         (Some(_), _) | (None, Protocol::Tcp) => Speech::Bytes,
         (None, _) => Speech::Untold,
     };
-    let facts = Facts {
-        source_ip: source.ip(),
-        remote_ip: source.ip(),
-        destination_ip: local.ip(),
-        destination_port: app.port,
-        admits_anonymous: false,
-        sni: None,
-    };
-    let judged = match speech {
-        Speech::Bytes => Judged::Connection(facts.clone()),
-        Speech::Http(_) | Speech::Untold => Judged::ByRequest,
-    };
-    let subject = Rc::new(Subject { peer: Some(peer), judged });
-    worker.prove(open, &subject).inspect_err(|_| finish::Socketed::reset(&tls))?;
-    let introduction = match speech {
-        Speech::Bytes => Introduction::default(),
-        Speech::Http(_) | Speech::Untold => introduce(worker, &tls, &subject),
-    };
-    Ok((tls, Caller { subject, facts, source, introduction }, speech))
+    let subject = Rc::new(Subject { peer: Some(peer), judged: judged(speech, &facts) });
+    worker.prove(open, &subject).inspect_err(|_| tls.reset())?;
+    let introduction = introduce(worker, &tls, &subject, speech);
+    Ok(Entered::Secured(Box::new(tls), Caller { subject, facts, source, introduction }, speech))
 }
 
-fn introduce(worker: &Worker, tls: &Stream, subject: &Subject) -> Introduction {
+/// Whether a peer of a port that takes plain text speaks it. TLS begins with the byte of a handshake record; a peer that
+/// waits for the server to speak first speaks no TLS.
+async fn is_plain(
+    worker: &Worker,
+    tcp: &TcpStream,
+    mode: MtlsMode,
+    app: &App,
+    deadline: Instant,
+) -> Result<bool, Failure> {
+    /// RFC 8446 §5.1.
+    const HANDSHAKE: u8 = 22;
+    if mode == MtlsMode::Disable {
+        return Ok(true);
+    }
+    let mut first = [0];
+    let waits = matches!(app.protocol, Protocol::Tcp | Protocol::Auto);
+    let patience = Instant::now() + worker.shared.limits.detect_timeout.as_duration();
+    let until = if waits { deadline.min(patience) } else { deadline };
+    match timeout_at(until.into(), tcp.peek(&mut first)).await {
+        Ok(Ok(0)) => Err(Failure::new(Reason::Reset, "the connection was closed before its first byte")),
+        Ok(peeked) => Ok(peeked.map_err(Failure::from)? > 0 && first != [HANDSHAKE]),
+        Err(_) if waits => {
+            worker.shared.telemetry.metrics.detect_timeouts.inc();
+            Ok(true)
+        }
+        Err(_) => Err(Failure::timeout()),
+    }
+}
+
+fn judged(speech: Speech, facts: &Facts) -> Judged {
+    match speech {
+        Speech::Bytes => Judged::Connection(facts.clone()),
+        Speech::Http(_) | Speech::Untold => Judged::ByRequest(facts.clone()),
+    }
+}
+
+/// Does what the connection is for.
+async fn converse(
+    worker: &Rc<Worker>,
+    open: &Open,
+    stream: impl Socketed + 'static,
+    caller: Caller,
+    speech: Speech,
+    app: &App,
+    record: &mut Record,
+) -> Outcome {
+    match speech {
+        Speech::Bytes => admit(worker, open, stream, caller, app, record).await,
+        Speech::Http(version) => {
+            http::inbound::serve(worker, open, stream, version, caller, app, record).await
+        }
+        Speech::Untold => untold(worker, open, stream, caller, app, record).await,
+    }
+}
+
+fn introduce(worker: &Worker, tls: &Stream, subject: &Subject, speech: Speech) -> Introduction {
+    if speech == Speech::Bytes {
+        return Introduction::default();
+    }
     let own = worker.shared.snapshots.credentials.load();
     let leaf = tls::peer_leaf(tls).zip(subject.peer.as_ref().map(|p| p.fingerprint));
-    Introduction::new(Mode::SanitizeSet, own.as_ref().map(|c| c.id()), leaf)
+    Introduction::new(&worker.shared.http, own.as_ref().map(|c| c.id()), leaf)
 }
 
 /// A peer that agreed on no protocol: on an `http` listener it speaks HTTP of some version, on an `auto` one perhaps.
 async fn untold(
     worker: &Rc<Worker>,
     open: &Open,
-    tls: Stream,
+    stream: impl Socketed + 'static,
     caller: Caller,
     app: &App,
     record: &mut Record,
@@ -156,8 +246,8 @@ async fn untold(
         Protocol::Auto => limits.detect_timeout,
         _ => limits.head_timeout,
     };
-    let looked = open.unless_closed(sniff::look(tls, limit.as_duration())).await;
-    let (tls, guess) = match looked {
+    let looked = open.unless_closed(sniff::look(stream, limit.as_duration())).await;
+    let (stream, guess) = match looked {
         Err(cause) => return cause.into(),
         Ok(Err(error)) => {
             record.detail = Some(format!("broken off: {}", error.kind()));
@@ -167,7 +257,7 @@ async fn untold(
     };
     match (guess, app.protocol) {
         (sniff::Guess::Http(version), _) => {
-            http::inbound::serve(worker, open, tls, version, caller, app, record).await
+            http::inbound::serve(worker, open, stream, version, caller, app, record).await
         }
         (_, Protocol::Auto) => {
             if guess == sniff::Guess::Unknown {
@@ -177,7 +267,7 @@ async fn untold(
             let peer = caller.subject.peer.clone();
             let caller = Caller { subject: Rc::new(Subject { peer, judged }), ..caller };
             open.prove(Rc::clone(&caller.subject));
-            admit(worker, open, tls, caller, app, record).await
+            admit(worker, open, stream, caller, app, record).await
         }
         _ => {
             record.detail = Some("neither HTTP/1 nor HTTP/2, on a listener for HTTP".to_owned());
@@ -191,23 +281,23 @@ async fn untold(
 async fn admit(
     worker: &Worker,
     open: &Open,
-    mut tls: impl finish::Socketed,
+    mut stream: impl Socketed,
     caller: Caller,
     app: &App,
     record: &mut Record,
 ) -> Outcome {
     let policy = worker.shared.snapshots.policy.load_full();
     let Some(policy) = policy else {
-        tls.reset();
+        stream.reset();
         record.denial = Some(ulid::Ulid::new().to_string());
         record.detail = Some("no policy is held yet".to_owned());
         return Outcome::Denied;
     };
-    let verdict = policy.decide(&caller.facts.of(caller.subject.id()));
+    let verdict = policy.decide(&caller.facts.of(caller.subject.id(), &policy));
     record.policy = policy.decider(&verdict);
     record.audit = policy.auditor(&verdict);
     if !verdict.allow {
-        tls.reset();
+        stream.reset();
         record.denial = Some(ulid::Ulid::new().to_string());
         record.detail = Some(policy.policy().explain(&verdict));
         return Outcome::Denied;
@@ -216,7 +306,7 @@ async fn admit(
     let mut plain = match open.unless_closed(dial::plain(worker, &app.address)).await {
         Ok(Ok(plain)) => plain,
         Ok(Err(miss)) => {
-            tls.reset();
+            stream.reset();
             let (Miss::Unreachable(why), address) = (miss, &app.address) else {
                 return Outcome::AppUnreachable;
             };
@@ -224,7 +314,7 @@ async fn admit(
             return Outcome::AppUnreachable;
         }
         Err(cause) => {
-            tls.reset();
+            stream.reset();
             return cause.into();
         }
     };
@@ -234,10 +324,10 @@ async fn admit(
         // The wish to close goes first: a busy connection must not outrun it.
         biased;
         cause = open.closed() => {
-            tls.reset();
+            stream.reset();
             finish::reset(&plain);
             cause.into()
         }
-        end = relay(&mut tls, &mut plain, &progress) => finish::ended(end, &tls, &plain, record),
+        end = relay(&mut stream, &mut plain, &progress) => finish::ended(end, &stream, &plain, record),
     }
 }

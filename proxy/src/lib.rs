@@ -56,6 +56,7 @@ mod traffic;
 pub mod upstream;
 pub mod worker;
 
+use discover::Services;
 use gateway::Gateway;
 use identity::join::JoinSource;
 use identity::{Driver, IdentityError, Setup};
@@ -136,7 +137,8 @@ pub fn run(
 ) -> Result<(), Error> {
     let config = Arc::new(config);
     let snapshots = Arc::new(Snapshots::default());
-    let metrics = Arc::new(Metrics::new(&snapshots, &config.limits));
+    snapshots.services.store(Arc::new(Services::none(config.http.circuit.clone())));
+    let metrics = Arc::new(Metrics::new(&snapshots, &config));
     let readiness = Arc::new(Readiness::default());
     let tls = Tls::new(Arc::clone(&snapshots)).map_err(|e| Error::Tls(e.to_string()))?;
     let gateway = config.gateway.as_ref().map(|g| Gateway::load(g, &snapshots, &metrics)).transpose()?;
@@ -174,7 +176,9 @@ pub fn run(
         tls,
         telemetry,
         limits: Arc::new(config.limits.clone()),
+        http: Arc::new(config.http.clone()),
         request_log: config.log.requests,
+        started: std::time::Instant::now(),
         drain: CancellationToken::new(),
         drain_outbound: CancellationToken::new(),
     };

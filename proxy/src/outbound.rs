@@ -14,11 +14,23 @@ use crate::http::{self, sniff};
 use crate::relay::relay;
 use crate::telemetry::{Direction, Outcome, Record};
 use crate::tls::{Alpn, Failure, Stream, received_alert};
+use crate::upstream::rate::RateLimit;
 use crate::worker::open::{Counting, Open};
 use crate::worker::{Job, Worker};
 
 /// How many endpoints one connection may try: a dead one must not fail it, a dead service must not hold it.
 const MAX_TRIES: usize = 4;
+
+/// The way out that an outbound listener is.
+#[derive(Debug)]
+pub struct Exit {
+    /// Whom it is for.
+    pub to: Destination,
+    /// What the app speaks.
+    pub protocol: Protocol,
+    /// How many requests it takes.
+    pub rate: Option<Arc<RateLimit>>,
+}
 
 /// Whom an outbound listener is for.
 #[derive(Debug, Clone)]
@@ -48,16 +60,16 @@ impl Destination {
 }
 
 /// Carries one connection of the app to its end.
-pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Job, to: Destination, protocol: Protocol) {
-    let mut record = Record::new(Direction::Outbound, job.source, Arc::clone(to.name()));
+pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Job, exit: &Exit) {
+    let mut record = Record::new(Direction::Outbound, job.source, Arc::clone(exit.to.name()));
     let metrics = Arc::clone(&worker.shared.telemetry.metrics);
     metrics.open(Direction::Outbound).inc();
     let accepted = job.accepted;
     let _held = job.connection;
     record.outcome = match TcpStream::from_std(job.tcp) {
         Err(_) => finish::refused(&mut record, &Failure::internal("the socket cannot be registered")),
-        Ok(app) if protocol == Protocol::Tcp => bytes(worker, open, app, &to, &mut record).await,
-        Ok(app) => look(worker, open, app, to, protocol, &mut record).await,
+        Ok(app) if exit.protocol == Protocol::Tcp => bytes(worker, open, app, &exit.to, &mut record).await,
+        Ok(app) => look(worker, open, app, exit, &mut record).await,
     };
     (record.bytes_up, record.bytes_down) = open.bytes();
     record.duration = accepted.elapsed();
@@ -66,16 +78,9 @@ pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Job, to: Destination, 
 }
 
 /// Tells by the first bytes what the app speaks.
-async fn look(
-    worker: &Rc<Worker>,
-    open: &Open,
-    app: TcpStream,
-    to: Destination,
-    protocol: Protocol,
-    record: &mut Record,
-) -> Outcome {
+async fn look(worker: &Rc<Worker>, open: &Open, app: TcpStream, exit: &Exit, record: &mut Record) -> Outcome {
     let limits = &worker.shared.limits;
-    let limit = if protocol == Protocol::Auto { limits.detect_timeout } else { limits.keep_alive };
+    let limit = if exit.protocol == Protocol::Auto { limits.detect_timeout } else { limits.keep_alive };
     let (app, guess) = match open.unless_closed(sniff::look(app, limit.as_duration())).await {
         Err(cause) => return cause.into(),
         Ok(Err(error)) => {
@@ -84,19 +89,19 @@ async fn look(
         }
         Ok(Ok(looked)) => looked,
     };
-    match (guess, protocol) {
+    match (guess, exit.protocol) {
         (sniff::Guess::Http(version), _) => {
-            http::outbound::serve(worker, open, app, version, to, record).await
+            http::outbound::serve(worker, open, app, version, exit, record).await
         }
         (_, Protocol::Auto) => {
             if guess == sniff::Guess::Unknown {
                 worker.shared.telemetry.metrics.detect_timeouts.inc();
             }
-            bytes(worker, open, app, &to, record).await
+            bytes(worker, open, app, &exit.to, record).await
         }
         // The library's own answer to what is no HTTP is the right one: 400.
         (sniff::Guess::Other, _) => {
-            http::outbound::serve(worker, open, app, http::Version::Http1, to, record).await
+            http::outbound::serve(worker, open, app, http::Version::Http1, exit, record).await
         }
         (sniff::Guess::Unknown, _) => Outcome::IdleTimeout,
     }
@@ -154,6 +159,7 @@ pub(crate) async fn connect(
             // No endpoint is to blame.
             Err(Miss::NoIdentity(failure)) => return Err(finish::refused(record, &failure)),
             Err(Miss::Unreachable(why)) => record.detail = Some(format!("{endpoint}: {why}")),
+            Err(Miss::Full(over)) => record.detail = Some(over.to_string()),
             Err(Miss::Refused(failure)) => outcome = finish::refused(record, &failure),
         }
         worker.balance.borrow_mut().failed(&endpoint, worker.uptime());

@@ -3,14 +3,18 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use postern_config::file::proxy::{Protocol, ProxyConfig};
+use postern_config::file::http::Http;
+use postern_config::file::proxy::{Mtls, Protocol, ProxyConfig};
+use postern_config::policy::MtlsMode;
 
 use crate::discover::Upstream;
 use crate::gateway::Front;
 use crate::http::sniff;
 use crate::inbound::App;
 use crate::listen::Listener;
+use crate::outbound::{Destination, Exit};
 use crate::tls::Tls;
+use crate::upstream::rate::RateLimit;
 use crate::worker::Route;
 use crate::{Bound, Error};
 
@@ -32,22 +36,26 @@ impl Sockets {
             |address, route| Listener::bind(address, route).map_err(|source| Error::Bind { address, source });
         let mut listeners = Vec::new();
         for inbound in &config.inbound {
-            let port = inbound.app.rsplit_once(':').and_then(|(_, p)| p.parse().ok()).unwrap_or_default();
-            let app =
-                App { address: inbound.app.as_str().into(), port, protocol: settle(inbound.protocol, port) };
+            let mut app = App::new(&inbound.app, inbound.protocol, &config.http.circuit);
+            app.protocol = settle(app.protocol, app.port);
+            app.rate = rate_limit(&config.http);
+            if inbound.mtls == Mtls::Permissive {
+                app.mtls = MtlsMode::Permissive;
+            }
             listeners.push(bind(inbound.listen, Route::Inbound(app))?);
         }
         for outbound in &config.outbound {
-            let protocol = settle(outbound.protocol, outbound.listen.port());
-            let route = match (&outbound.service, &outbound.connect, &outbound.identity) {
+            let to = match (&outbound.service, &outbound.connect, &outbound.identity) {
                 (_, Some(connect), Some(identity)) => {
-                    let upstream =
-                        Upstream::new(tls, connect, identity.clone(), std::slice::from_ref(connect))?;
-                    Route::Fixed(Arc::new(upstream), protocol)
+                    let (endpoints, circuit) = (std::slice::from_ref(connect), &config.http.circuit);
+                    let upstream = Upstream::new(tls, connect, identity.clone(), endpoints, circuit)?;
+                    Destination::Fixed(Arc::new(upstream))
                 }
-                (service, _, _) => Route::Service(service.as_deref().unwrap_or_default().into(), protocol),
+                (service, _, _) => Destination::Service(service.as_deref().unwrap_or_default().into()),
             };
-            listeners.push(bind(outbound.listen, route)?);
+            let protocol = settle(outbound.protocol, outbound.listen.port());
+            let exit = Exit { to, protocol, rate: rate_limit(&config.http) };
+            listeners.push(bind(outbound.listen, Route::Outbound(exit))?);
         }
         for (address, front) in fronts {
             listeners.push(bind(*address, Route::Gateway(Arc::clone(front)))?);
@@ -65,6 +73,13 @@ impl Sockets {
         let gateway = outbound.split_off(self.outbound);
         Ok(Bound { inbound, outbound, gateway, metrics: self.metrics.local_addr()? })
     }
+}
+
+/// One listener's own.
+fn rate_limit(http: &Http) -> Option<Arc<RateLimit>> {
+    let limit = http.rate_limit?;
+    let burst = limit.burst.unwrap_or(limit.requests_per_second);
+    Some(Arc::new(RateLimit::new(limit.requests_per_second, burst)))
 }
 
 /// `auto` on a port whose protocol lets the server speak first: waiting for a client's first byte would only delay it.

@@ -2,6 +2,7 @@
 //! compiler shows what this design promises: no worker's connection ever waits for another worker's.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,21 +10,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use postern_config::file::gateway::EdgeProtocol;
-use postern_config::file::proxy::{Limits, PeerExpiry, Protocol, RequestLog};
+use postern_config::file::http::Http;
+use postern_config::file::proxy::{Limits, PeerExpiry, RequestLog};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::discover::Upstream;
 use crate::discover::balance::Balance;
 use crate::gateway::Front;
 use crate::http::pool::Pool;
 use crate::inbound::App;
 use crate::listen::admission::{ConnectionSlot, HandshakeSlot};
-use crate::outbound::Destination;
+use crate::outbound::Exit;
 use crate::snapshot::Snapshots;
 use crate::telemetry::{Direction, Telemetry};
 use crate::tls::{Failure, Tls};
+use crate::upstream::budget::Budget;
 
 pub mod open;
 pub mod show;
@@ -41,10 +43,8 @@ const TICK: Duration = Duration::from_secs(1);
 pub enum Route {
     /// mTLS in, to this app.
     Inbound(App),
-    /// Plain in, mTLS out to a service by name.
-    Service(Arc<str>, Protocol),
-    /// Plain in, mTLS out to a fixed upstream.
-    Fixed(Arc<Upstream>, Protocol),
+    /// Plain in, mTLS out.
+    Outbound(Exit),
     /// From outside the mesh, to the hosts of a gateway.
     Gateway(Arc<Front>),
 }
@@ -54,7 +54,7 @@ impl Route {
     pub fn direction(&self) -> Direction {
         match self {
             Self::Inbound(_) | Self::Gateway(_) => Direction::Inbound,
-            Self::Service(..) | Self::Fixed(..) => Direction::Outbound,
+            Self::Outbound(_) => Direction::Outbound,
         }
     }
 
@@ -62,8 +62,7 @@ impl Route {
     pub fn target(&self) -> &Arc<str> {
         match self {
             Self::Inbound(app) => &app.address,
-            Self::Service(name, _) => name,
-            Self::Fixed(upstream, _) => &upstream.name,
+            Self::Outbound(exit) => exit.to.name(),
             Self::Gateway(front) => &front.label,
         }
     }
@@ -76,7 +75,7 @@ impl Route {
             Self::Gateway(front) if front.protocol != EdgeProtocol::Http => {
                 Admits::Handshake { of_many: front.trusts(source) }
             }
-            Self::Gateway(_) | Self::Service(..) | Self::Fixed(..) => Admits::Freely,
+            Self::Gateway(_) | Self::Outbound(_) => Admits::Freely,
         }
     }
 }
@@ -121,8 +120,12 @@ pub struct Shared {
     pub telemetry: Telemetry,
     /// Limits and deadlines.
     pub limits: Arc<Limits>,
+    /// How HTTP is carried.
+    pub http: Arc<Http>,
     /// Which requests are logged.
     pub request_log: RequestLog,
+    /// When the proxy started.
+    pub started: Instant,
     /// Cancelled once inbound listeners take no more: inbound HTTP connections end in order (GOAWAY, `connection: close`),
     /// idle ones at once. Connections that waited in the kernel's queue come in after it and are served all the same.
     /// Relayed bytes go on until the drain's time is up.
@@ -130,6 +133,13 @@ pub struct Shared {
     /// The same for the app's own connections; cancelled only after the inbound side has drained, since a request that is
     /// still being answered may need them.
     pub drain_outbound: CancellationToken,
+}
+
+impl Shared {
+    /// Time since the proxy's start, the same for all workers.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
 }
 
 /// One worker's state, seen by its own connections alone.
@@ -146,6 +156,8 @@ pub struct Worker {
     pub pool: Pool,
     /// What it knows about endpoints.
     pub balance: RefCell<Balance>,
+    /// How many retries each upstream may still be asked for.
+    pub budgets: RefCell<HashMap<Arc<str>, Budget>>,
     started: Instant,
 }
 
@@ -216,13 +228,15 @@ pub fn start(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name(format!("postern-worker-{index}")).spawn(move || {
         let started = Instant::now();
+        let balance = RefCell::new(Balance::new(shared.http.outlier));
         let worker = Worker {
             shared,
             open: Registry::default(),
             requests: Registry::default(),
             upstreams: Registry::default(),
             pool: Pool::default(),
-            balance: RefCell::default(),
+            balance,
+            budgets: RefCell::default(),
             started,
         };
         LocalSet::new().block_on(&runtime, run(Rc::new(worker), queue, questions, load, kill));
@@ -298,14 +312,7 @@ fn carry(worker: &Rc<Worker>, job: Job, load: &Arc<AtomicUsize>) {
         let _carried = load;
         match &*Arc::clone(&job.route) {
             Route::Inbound(app) => crate::inbound::serve(&worker, &open, job, app).await,
-            Route::Service(name, protocol) => {
-                let to = Destination::Service(Arc::clone(name));
-                crate::outbound::serve(&worker, &open, job, to, *protocol).await;
-            }
-            Route::Fixed(upstream, protocol) => {
-                let to = Destination::Fixed(Arc::clone(upstream));
-                crate::outbound::serve(&worker, &open, job, to, *protocol).await;
-            }
+            Route::Outbound(exit) => crate::outbound::serve(&worker, &open, job, exit).await,
             Route::Gateway(front) => crate::gateway::serve(&worker, &open, job, front).await,
         }
     });

@@ -111,15 +111,21 @@ pub struct RateLimit {
 }
 
 /// What the app is told of its callers in `x-forwarded-client-cert`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Xfcc {
-    /// One of Envoy's five modes.
+    /// One of Envoy's five modes; `sanitize_set` by default: the app learns who called, and from nobody else.
     pub mode: Mode,
     /// Under `append_forward`: append only for callers that one of these patterns (as in `principals` of a policy)
     /// matches, and tell of all others alone, whatever they sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub append_if: Option<Vec<Principal>>,
+}
+
+impl Default for Xfcc {
+    fn default() -> Self {
+        Self { mode: Mode::SanitizeSet, append_if: None }
+    }
 }
 
 impl Http {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Span;
 use super::gateway::Gateway;
+use super::http::Http;
 use crate::id::SpiffeId;
 use crate::service::{check_name, is_host_port};
 
@@ -38,6 +39,8 @@ pub struct ProxyConfig {
     pub otlp: Otlp,
     /// How it stops.
     pub drain: Drain,
+    /// What holds for every HTTP and gRPC request.
+    pub http: Http,
     /// Threads that carry traffic; 0 takes one per processor.
     pub workers: usize,
 }
@@ -91,6 +94,10 @@ pub struct Inbound {
     /// What the app speaks.
     #[serde(default)]
     pub protocol: Protocol,
+    /// What peers may speak to it where no pushed `PeerAuthentication` says: mutual TLS alone (`strict`), or plain text as
+    /// well while a team moves to the mesh (`permissive`).
+    #[serde(default)]
+    pub mtls: Mtls,
     /// Tells the control plane that this listener serves a service; its expected identity must be this proxy's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub announce: Option<Announce>,
@@ -125,6 +132,17 @@ pub struct Outbound {
     /// What the app speaks.
     #[serde(default)]
     pub protocol: Protocol,
+}
+
+/// What an inbound listener takes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mtls {
+    /// Mutual TLS alone.
+    #[default]
+    Strict,
+    /// Mutual TLS and plain text; both are counted apart.
+    Permissive,
 }
 
 /// How bytes of a listener are treated.
@@ -381,6 +399,7 @@ impl ProxyConfig {
         if self.identity.ttl == Span::from_secs(0) {
             return fail("identity.ttl".to_owned(), "a certificate that lives for 0s serves nobody");
         }
+        self.http.check()?;
         self.limits.check()
     }
 

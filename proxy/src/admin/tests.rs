@@ -1,6 +1,5 @@
 //! Probes against callers who would keep them out.
 
-use postern_config::file::proxy::Limits;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -12,7 +11,7 @@ async fn callers_who_hold_every_place_do_not_keep_a_probe_out() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let address = listener.local_addr().unwrap();
-    let metrics = Arc::new(Metrics::new(&Arc::new(Snapshots::default()), &Limits::default()));
+    let metrics = Arc::new(Metrics::new(&Arc::new(Snapshots::default()), &Default::default()));
     let admin = Admin { readiness: Arc::default(), metrics };
     let stop = CancellationToken::new();
     let serving = tokio::spawn(run(listener, admin, stop.clone()));

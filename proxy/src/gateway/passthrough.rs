@@ -57,6 +57,7 @@ pub(super) async fn serve(
                     record.detail = Some(match miss {
                         Miss::Unreachable(why) => format!("{address}: {why}"),
                         Miss::Refused(failure) | Miss::NoIdentity(failure) => failure.to_string(),
+                        Miss::Full(over) => over.to_string(),
                     });
                     refuse(Outcome::NoEndpoint)
                 }
@@ -78,7 +79,7 @@ fn admit(worker: &Worker, open: &Open, facts: Facts, record: &mut Record) -> boo
     let Some(policy) = worker.shared.snapshots.policy.load_full() else {
         return deny("no policy is held yet".to_owned());
     };
-    let verdict = policy.decide(&facts.of(None));
+    let verdict = policy.decide(&facts.of(None, &policy));
     let denied = (!verdict.allow).then(|| deny(policy.policy().explain(&verdict)));
     record.policy = policy.decider(&verdict);
     record.audit = policy.auditor(&verdict);

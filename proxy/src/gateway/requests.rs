@@ -15,6 +15,7 @@ use postern_config::policy::Request as Question;
 use super::client::{Certificate, Forwarded, Hop};
 use super::hosts::Host;
 use super::{Front, Route, Way};
+use crate::discover::Upstream;
 use crate::finish::Socketed;
 use crate::http::forward::{self, Answer, Switched, To};
 use crate::http::introduce::Introduction;
@@ -53,7 +54,7 @@ pub(super) async fn serve(
     record: &mut Record,
 ) -> Outcome {
     open.note(|about| about.protocol = version.as_str());
-    open.prove(Rc::new(Subject { peer: None, judged: Judged::ByRequest }));
+    open.prove(Rc::new(Subject { peer: None, judged: Judged::ByRequest(visitor.facts.clone()) }));
     let handler = Rc::new(Edge { worker: Rc::clone(worker), visitor, tunnel: RefCell::default() });
     let ended = serve::serve(worker, open, stream, version, &handler).await;
     record.detail = ended.detail;
@@ -144,7 +145,8 @@ impl Edge {
         let route = host.routes.find(&parts.method, parts.uri.path(), &parts.headers);
         let route = route.ok_or_else(|| Refusal::new(Fault::NoRoute, "no route of the host matches"))?;
         rewrite(route, &mut parts.uri)?;
-        let to = self.upstream(route)?;
+        let upstream = self.upstream(route)?;
+        let to = To::Service(&upstream);
         let (Some(switch), Some(asked)) = (switch, asked) else {
             return self.send(&to, Request::from_parts(parts, body), route).await;
         };
@@ -186,7 +188,7 @@ impl Edge {
         note: &mut Note,
     ) -> Result<(), Refusal> {
         let verdict = policy.decide_request(&Question {
-            connection: facts.of(None),
+            connection: facts.of(None, policy),
             method: parts.method.as_str(),
             host: &target.host,
             path: parts.uri.path(),
@@ -201,13 +203,13 @@ impl Edge {
         Err(Refusal { fault: Fault::Denied, detail: policy.policy().explain(&verdict), denial })
     }
 
-    fn upstream(&self, route: &Route) -> Result<To, Refusal> {
+    fn upstream(&self, route: &Route) -> Result<Arc<Upstream>, Refusal> {
         let upstream = self.worker.shared.snapshots.services.load().of(&route.service).cloned();
         let unknown = || Refusal::new(Fault::NoEndpoint, "the control plane knows no service of this name");
-        upstream.map(To::Service).ok_or_else(unknown)
+        upstream.ok_or_else(unknown)
     }
 
-    async fn send(&self, to: &To, request: Request, route: &Route) -> Result<Answer, Refusal> {
+    async fn send(&self, to: &To<'_>, request: Request, route: &Route) -> Result<Answer, Refusal> {
         let sending = forward::send(&self.worker, to, request);
         match route.timeout {
             None => sending.await,

@@ -4,11 +4,14 @@ use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::Sleep;
 
+use super::forward::Carried;
 use super::headers;
 use super::pool::Lease;
 use crate::worker::open::Pulse;
@@ -20,7 +23,19 @@ pub struct Body {
     /// Set where reading it failed: the fault is with whoever sends it.
     broken: Option<Rc<Cell<bool>>>,
     pulse: Option<Pulse>,
+    deadline: Option<Pin<Box<Sleep>>>,
     held: Held,
+}
+
+/// Why a body ends before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// Whoever sends it broke off, or broke a rule.
+    #[error(transparent)]
+    Http(#[from] hyper::Error),
+    /// The time for the whole request is up.
+    #[error("the time for the whole request is up")]
+    Timeout,
 }
 
 #[derive(Default)]
@@ -35,6 +50,7 @@ enum Content {
 #[derive(Default)]
 struct Held {
     lease: Option<Lease>,
+    carried: Option<Carried>,
     ends: Option<Box<dyn FnOnce(End)>>,
     end: End,
 }
@@ -78,10 +94,18 @@ impl Body {
     }
 
     /// Keeps the connection that it comes from until its end.
-    pub(super) fn hold(&mut self, lease: Lease) {
+    pub(super) fn hold(&mut self, lease: Lease, carried: Carried) {
         self.held.lease = Some(lease);
+        self.held.carried = Some(carried);
         if matches!(self.content, Content::Empty) {
             self.held.finish(End::Complete);
+        }
+    }
+
+    /// Breaks off at `deadline`.
+    pub(super) fn end_by(&mut self, deadline: Instant) {
+        if !self.is_empty() {
+            self.deadline = Some(Box::pin(tokio::time::sleep_until(deadline.into())));
         }
     }
 
@@ -107,6 +131,7 @@ impl Held {
         {
             lease.give_back();
         }
+        self.carried = None;
     }
 }
 
@@ -120,13 +145,17 @@ impl Drop for Held {
 
 impl http_body::Body for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = &mut *self;
+        if this.deadline.as_mut().is_some_and(|deadline| deadline.as_mut().poll(cx).is_ready()) {
+            this.held.finish(End::Broken);
+            return Poll::Ready(Some(Err(Broken::Timeout)));
+        }
         let polled = match &mut this.content {
             Content::Empty => Poll::Ready(None),
             Content::Whole(bytes) => {
@@ -148,7 +177,7 @@ impl http_body::Body for Body {
                     broken.set(true);
                 }
                 this.held.finish(End::Broken);
-                Poll::Ready(Some(Err(error)))
+                Poll::Ready(Some(Err(error.into())))
             }
             Poll::Ready(Some(Ok(mut frame))) => {
                 if let Some(trailers) = frame.trailers_mut() {

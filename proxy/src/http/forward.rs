@@ -1,39 +1,64 @@
-//! Finds who answers a request: an endpoint, a connection, and another try where that is safe.
+//! Finds who answers a request: an endpoint, a connection, and another try where that is safe and worth it.
 //!
-//! A request that was not sent is tried again whatever it asks for. One that may have been read is tried again only if it
-//! changes nothing and had no body (RFC 9110 §9.2.2): bodies stream through, so there is none to send twice.
+//! What a failed try means for the request is [`retry::decide`]'s to say, and the upstream's [`Budget`] must allow it.
+//! Bodies stream through, so there is none to send twice: only a request without one can be sent again once it was read.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use ::http::{Method, request};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
+use ::http::{StatusCode, request};
+use hyper::body::Incoming;
+use tokio::time::timeout;
 
-use super::pool::{Key, Lost, Speaks};
+use super::pool::{Key, Lease, Lost, Speaks};
 use super::refuse::{Fault, Refusal};
-use super::{Body, Request, Response, Version, headers, pool};
-use crate::dial::{self, Miss, Secured};
+use super::{Body, Request, Response, headers};
+use crate::dial::{self, Miss};
 use crate::discover::Upstream;
-use crate::finish::Socketed;
-use crate::prefixed::Prefixed;
-use crate::tls::{Alpn, Stream};
+use crate::inbound::App;
+use crate::upstream::budget::Budget;
+use crate::upstream::circuit::{Circuit, Full, Permit, Resource};
+use crate::upstream::outlier;
+use crate::upstream::rate::RateLimit;
+use crate::upstream::retry::{self, Decision, Failure};
 use crate::worker::Worker;
-use crate::worker::open::{Open, Subject};
 
-/// How many endpoints one request may try.
-const MAX_ENDPOINTS: usize = 4;
-/// How often one request may be sent, or nearly so.
-const MAX_SENDS: usize = 3;
+mod switch;
+
+pub use switch::{Far, Switched, switch};
 
 /// Whom a request is for.
 #[derive(Debug, Clone)]
-pub enum To {
-    /// The app beside this proxy, `host:port`.
-    App(Arc<str>, Speaks),
+pub enum To<'a> {
+    /// The app beside this proxy.
+    App(&'a App, Speaks),
     /// One of a service's endpoints.
-    Service(Arc<Upstream>),
+    Service(&'a Arc<Upstream>),
+}
+
+impl To<'_> {
+    fn name(&self) -> &Arc<str> {
+        match self {
+            Self::App(app, _) => &app.address,
+            Self::Service(upstream) => &upstream.name,
+        }
+    }
+
+    fn circuit(&self) -> &Arc<Circuit> {
+        match self {
+            Self::App(app, _) => &app.circuit,
+            Self::Service(upstream) => &upstream.circuit,
+        }
+    }
+
+    fn upstream(&self) -> Option<&Arc<Upstream>> {
+        match self {
+            Self::App(..) => None,
+            Self::Service(upstream) => Some(upstream),
+        }
+    }
 }
 
 /// An answer, and who gave it.
@@ -44,75 +69,230 @@ pub struct Answer {
     pub from: Arc<str>,
 }
 
-/// Sends a request on.
-pub async fn send(worker: &Rc<Worker>, to: &To, mut request: Request) -> Result<Answer, Refusal> {
-    let body_broke = request.body_mut().watch();
-    let mut again = is_repeatable(&request).then(|| copy(&request));
-    let mut tried: Vec<Arc<str>> = Vec::new();
-    let mut sends = 0;
-    loop {
-        let (key, upstream) = next(worker, to, &tried)?;
-        let mut lease = match worker.pool.lease(worker, &key, upstream).await {
-            Ok(lease) => lease,
-            Err(miss) => {
-                let refusal = refusal(&key.address, miss);
-                worker.balance.borrow_mut().failed(&key.address, worker.uptime());
-                let give_up =
-                    upstream.is_none_or(|u| tried.len() + 1 >= u.endpoints.len().min(MAX_ENDPOINTS));
-                if give_up || refusal.fault == Fault::NotReady {
-                    return Err(refusal);
-                }
-                tried.push(key.address);
-                continue;
-            }
-        };
-        sends += 1;
-        match lease.send(request).await {
-            Ok(response) => {
-                let (mut parts, incoming) = response.into_parts();
-                headers::end_hop_of_answer(&mut parts);
-                let mut body = Body::streaming(incoming);
-                body.hold(lease);
-                return Ok(Answer { response: Response::from_parts(parts, body), from: key.address });
-            }
-            Err(Lost::Unsent(back)) if sends < MAX_SENDS => request = *back,
-            Err(Lost::Unsent(_)) => {
-                return Err(Refusal::new(
-                    Fault::Reset,
-                    format!("{}: it closes its connections", key.address),
-                ));
-            }
-            Err(Lost::Sent(_)) if body_broke.get() => {
-                return Err(Refusal::new(
-                    Fault::BadBody,
-                    "the request's body broke off or was framed wrongly",
-                ));
-            }
-            Err(Lost::Sent(error)) => match again.take() {
-                Some(copy) if !error.is_parse() => request = copy,
-                _ => return Err(lost(&key.address, &error)),
-            },
+/// What an exchange holds until the last of its answer.
+pub(super) struct Carried {
+    worker: Rc<Worker>,
+    endpoint: Option<Arc<str>>,
+    _permit: Rc<Permit>,
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        if let Some(endpoint) = &self.endpoint {
+            self.worker.balance.borrow_mut().closed(endpoint);
         }
     }
 }
 
-/// The next address to try.
-fn next<'a>(
-    worker: &Worker,
-    to: &'a To,
-    tried: &[Arc<str>],
-) -> Result<(Key, Option<&'a Arc<Upstream>>), Refusal> {
-    match to {
-        To::App(address, speaks) => {
-            Ok((Key { peer: None, address: Arc::clone(address), speaks: *speaks }, None))
-        }
-        To::Service(upstream) => {
-            let address = dial::pick(worker, &upstream.endpoints, tried)
-                .ok_or_else(|| Refusal::new(Fault::NoEndpoint, "the service has no endpoint"))?;
-            let peer = Some(upstream.expected.clone());
-            Ok((Key { peer, address, speaks: Speaks::Mesh }, Some(upstream)))
+/// Sends a request on, within the time that its caller and the configuration give it.
+pub async fn send(worker: &Rc<Worker>, to: &To<'_>, request: Request) -> Result<Answer, Refusal> {
+    let configured = worker.shared.http.timeouts.request.map(|t| t.as_duration());
+    let wanted = headers::grpc_timeout(request.headers());
+    let Some(limit) = configured.into_iter().chain(wanted).min() else {
+        return attempts(worker, to, request).await;
+    };
+    let deadline = Instant::now() + limit;
+    match tokio::time::timeout_at(deadline.into(), attempts(worker, to, request)).await {
+        Err(_) => Err(Refusal::new(Fault::Timeout, "no answer within the time for the whole request")),
+        Ok(Err(refusal)) => Err(refusal),
+        Ok(Ok(mut answer)) => {
+            answer.response.body_mut().end_by(deadline);
+            Ok(answer)
         }
     }
+}
+
+async fn attempts(worker: &Rc<Worker>, to: &To<'_>, mut request: Request) -> Result<Answer, Refusal> {
+    let permit = Rc::new(to.circuit().take(Resource::Request).map_err(full)?);
+    let settings = &worker.shared.http.retries;
+    spend(worker, to, |budget, now| {
+        budget.request(now);
+        true
+    });
+    let method = request.method().clone();
+    let body_broke = request.body_mut().watch();
+    // What is left of a request that may have to be sent again: its head, where there is nothing else.
+    let head = request.body().is_empty().then(|| copy(&request)).filter(|_| settings.attempts > 0);
+    let mut request = Some(request);
+    let mut tried: Vec<Arc<str>> = Vec::new();
+    let mut retries = 0;
+    loop {
+        let sending = match request.take().or_else(|| head.as_ref().map(copy)) {
+            Some(sending) => sending,
+            None => {
+                return Err(Refusal::new(Fault::Internal, "a request without a copy was to be sent again"));
+            }
+        };
+        let key = next(worker, to, &tried)?;
+        let tried_now = Arc::clone(&key.address);
+        let (end, failure) = match attempt(worker, to, key, sending, &permit, &body_broke).await {
+            Try::Answered(answer) => {
+                let status = answer.response.status();
+                (Ok(answer), Failure::Answer(status))
+            }
+            Try::Unsent(back, refusal) => {
+                request = Some(*back);
+                (Err(refusal), Failure::NotProcessed)
+            }
+            Try::Failed(refusal, failure) => (Err(refusal), failure),
+            Try::Final(refusal) => return Err(refusal),
+        };
+        let body_taken = request.is_none() && head.is_none();
+        let asked = retry::Request { method: &method, body_taken, answer_begun: false, retries };
+        let Decision::Retry { after } = retry::decide(asked, failure, settings.attempts, rand::random())
+        else {
+            return end;
+        };
+        let requests = &worker.shared.telemetry.metrics.requests;
+        if !spend(worker, to, Budget::spend) {
+            requests.retries_over_budget.inc();
+            return end;
+        }
+        drop(end);
+        requests.retries.inc();
+        retries += 1;
+        tried.push(tried_now);
+        if !after.is_zero() {
+            tokio::time::sleep(after).await;
+        }
+    }
+}
+
+/// How one try ended.
+#[expect(clippy::large_enum_variant, reason = "nearly every try is answered; a box would cost each of them")]
+enum Try {
+    Answered(Answer),
+    /// Nothing was sent: here it is again.
+    Unsent(Box<Request>, Refusal),
+    Failed(Refusal, Failure),
+    /// No other try could end otherwise.
+    Final(Refusal),
+}
+
+async fn attempt(
+    worker: &Rc<Worker>,
+    to: &To<'_>,
+    key: Key,
+    request: Request,
+    permit: &Rc<Permit>,
+    body_broke: &Rc<Cell<bool>>,
+) -> Try {
+    let leased = match to.circuit().take(Resource::PendingRequest) {
+        Ok(_waiting) => worker.pool.lease(worker, &key, to.upstream(), to.circuit()).await,
+        Err(over) => Err(Miss::Full(over)),
+    };
+    let mut lease = match leased {
+        Ok(lease) => lease,
+        Err(miss) => {
+            let refusal = refusal(&key.address, miss);
+            if matches!(refusal.fault, Fault::NotReady | Fault::Overload) {
+                return Try::Final(refusal);
+            }
+            worker.balance.borrow_mut().failed(&key.address, worker.uptime());
+            return Try::Unsent(Box::new(request), refusal);
+        }
+    };
+    let endpoint = to.upstream().map(|_| Arc::clone(&key.address));
+    if let Some(endpoint) = &endpoint {
+        worker.balance.borrow_mut().sent(endpoint);
+    }
+    let carried = Carried { worker: Rc::clone(worker), endpoint, _permit: Rc::clone(permit) };
+    let begun = Instant::now();
+    let sent = match worker.shared.http.timeouts.per_try {
+        None => Some(lease.send(request).await),
+        Some(limit) => timeout(limit.as_duration(), lease.send(request)).await.ok(),
+    };
+    let took = begun.elapsed();
+    match sent {
+        Some(Ok(response)) => {
+            let response = pass_back(response, lease, carried);
+            learn(worker, to, &key.address, outlier_answer(&response), took);
+            Try::Answered(Answer { response, from: key.address })
+        }
+        Some(Err(Lost::Unsent(back))) => {
+            let refusal = Refusal::new(Fault::Reset, format!("{}: it closed its connection", key.address));
+            Try::Unsent(back, refusal)
+        }
+        Some(Err(Lost::Sent(_))) if body_broke.get() => {
+            Try::Final(Refusal::new(Fault::BadBody, "the request's body broke off or was framed wrongly"))
+        }
+        Some(Err(Lost::Sent(error))) => {
+            learn(worker, to, &key.address, outlier::Answer::Bad, took);
+            let failure = if was_refused(&error) { Failure::NotProcessed } else { Failure::NoAnswer };
+            Try::Failed(lost(&key.address, &error), failure)
+        }
+        None => {
+            learn(worker, to, &key.address, outlier::Answer::Bad, took);
+            let why = format!("{}: no answer within the time for one try", key.address);
+            Try::Failed(Refusal::new(Fault::Timeout, why), Failure::NoAnswer)
+        }
+    }
+}
+
+fn pass_back(response: ::http::Response<Incoming>, lease: Lease, carried: Carried) -> Response {
+    let (mut parts, incoming) = response.into_parts();
+    headers::end_hop_of_answer(&mut parts);
+    let mut body = Body::streaming(incoming);
+    body.hold(lease, carried);
+    Response::from_parts(parts, body)
+}
+
+/// The next address to try.
+fn next(worker: &Worker, to: &To<'_>, tried: &[Arc<str>]) -> Result<Key, Refusal> {
+    match to {
+        To::App(app, speaks) => Ok(Key { peer: None, address: Arc::clone(&app.address), speaks: *speaks }),
+        To::Service(upstream) => {
+            let picked = dial::pick(worker, &upstream.endpoints, tried)
+                // All were tried: the first may have recovered.
+                .or_else(|| dial::pick(worker, &upstream.endpoints, &[]));
+            let address =
+                picked.ok_or_else(|| Refusal::new(Fault::NoEndpoint, "the service has no endpoint"))?;
+            Ok(Key { peer: Some(upstream.expected.clone()), address, speaks: Speaks::Mesh })
+        }
+    }
+}
+
+/// Takes one request out of a listener's rate.
+pub fn within_rate(worker: &Worker, rate: Option<&RateLimit>) -> Result<(), Refusal> {
+    let Some(rate) = rate else { return Ok(()) };
+    let late = |after: Duration| {
+        Refusal::new(Fault::RateLimited, format!("the next one passes in {} ms", after.as_millis()))
+    };
+    rate.take(worker.shared.uptime()).map_err(late)
+}
+
+/// Tells the balance how an endpoint did.
+fn learn(worker: &Worker, to: &To<'_>, address: &Arc<str>, answer: outlier::Answer, took: Duration) {
+    let Some(upstream) = to.upstream() else { return };
+    let now = worker.uptime();
+    if worker.balance.borrow_mut().answered(address, &upstream.endpoints, answer, took, now) {
+        worker.shared.telemetry.metrics.requests.ejections.inc();
+        tracing::warn!(endpoint = &**address, service = &*upstream.name, "ejected after errors in a row");
+    }
+}
+
+/// A gRPC error that comes without a message stands in the head; others are seen too late to matter here.
+fn outlier_answer(response: &Response) -> outlier::Answer {
+    let grpc = response.headers().get("grpc-status").and_then(|s| s.to_str().ok()?.parse().ok());
+    match grpc {
+        Some(status) if response.status() == StatusCode::OK => outlier::Answer::of_grpc(status),
+        _ => outlier::Answer::of_status(response.status().as_u16()),
+    }
+}
+
+/// The retry budget of an upstream at this worker.
+fn spend(worker: &Worker, to: &To<'_>, act: impl FnOnce(&mut Budget, Duration) -> bool) -> bool {
+    let mut budgets = worker.budgets.borrow_mut();
+    let settings = &worker.shared.http.retries;
+    if !budgets.contains_key(to.name()) {
+        let budget = Budget::new(settings.budget_percent, settings.min_per_second);
+        budgets.insert(Arc::clone(to.name()), budget);
+    }
+    budgets.get_mut(to.name()).is_some_and(|budget| act(budget, worker.uptime()))
+}
+
+fn full(over: Full) -> Refusal {
+    Refusal::new(Fault::Overload, over.to_string())
 }
 
 fn refusal(address: &str, miss: Miss) -> Refusal {
@@ -122,6 +302,7 @@ fn refusal(address: &str, miss: Miss) -> Refusal {
             Refusal::new(Fault::Handshake, format!("{address}: {failure} ({})", failure.reason))
         }
         Miss::NoIdentity(failure) => Refusal::new(Fault::NotReady, failure.to_string()),
+        Miss::Full(over) => full(over),
     }
 }
 
@@ -130,12 +311,15 @@ fn lost(address: &str, error: &hyper::Error) -> Refusal {
     Refusal::new(fault, format!("{address}: {error}"))
 }
 
-/// Whether a request may be read twice: RFC 9110 §9.2.2, and nothing of it is a stream.
-fn is_repeatable(request: &Request) -> bool {
-    let method = request.method();
-    let idempotent =
-        [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE].contains(method);
-    idempotent && request.body().is_empty()
+/// Whether the other side says that it has done nothing about the request: RFC 9113 §8.7, REFUSED_STREAM or a stream
+/// beyond the last one of an orderly GOAWAY.
+fn was_refused(error: &hyper::Error) -> bool {
+    let h2 = std::error::Error::source(error).and_then(|e| e.downcast_ref::<h2::Error>());
+    h2.is_some_and(|e| {
+        e.is_remote()
+            && (e.reason() == Some(h2::Reason::REFUSED_STREAM)
+                || (e.is_go_away() && e.reason() == Some(h2::Reason::NO_ERROR)))
+    })
 }
 
 fn copy(request: &Request) -> Request {
@@ -144,100 +328,7 @@ fn copy(request: &Request) -> Request {
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
-    *copy.extensions_mut() = request.extensions().clone();
     copy
-}
-
-/// The far end of a tunnel.
-pub enum Far {
-    /// The app.
-    Plain(Prefixed<TcpStream>),
-    /// A peer.
-    Tls(Box<Prefixed<Stream>>),
-}
-
-/// A connection that switched.
-pub struct Switched {
-    /// Its far end, once the answer has been read from it.
-    pub far: JoinHandle<Option<Far>>,
-    /// Who is there; none for the app.
-    pub peer: Option<Rc<Subject>>,
-}
-
-/// Sends a request to switch protocols, on an HTTP/1.1 connection of its own: the answer and, where it agrees, the
-/// connection.
-pub async fn switch(
-    worker: &Rc<Worker>,
-    to: &To,
-    request: Request,
-) -> Result<(Answer, Option<Switched>), Refusal> {
-    let mut tried: Vec<Arc<str>> = Vec::new();
-    loop {
-        let (key, upstream) = next(worker, to, &tried)?;
-        let open = worker.upstreams.enter(None);
-        let dialed = match upstream {
-            None => dial::plain(worker, &key.address).await.map(Io::Plain),
-            Some(upstream) => dial::peer(worker, &open, upstream, &key.address, Alpn::Http1)
-                .await
-                .map(Box::new)
-                .map(Io::Tls),
-        };
-        return match dialed {
-            Ok(Io::Plain(tcp)) => switch_on(tcp, Far::Plain, None, open, key, request).await,
-            Ok(Io::Tls(secured)) => {
-                let Secured { tls, subject, .. } = *secured;
-                switch_on(tls, |s| Far::Tls(Box::new(s)), Some(subject), open, key, request).await
-            }
-            Err(miss) => {
-                worker.balance.borrow_mut().failed(&key.address, worker.uptime());
-                let refusal = refusal(&key.address, miss);
-                tried.push(key.address);
-                if upstream.is_some_and(|u| tried.len() < u.endpoints.len().min(MAX_ENDPOINTS)) {
-                    continue;
-                }
-                Err(refusal)
-            }
-        };
-    }
-}
-
-enum Io {
-    Plain(TcpStream),
-    Tls(Box<Secured>),
-}
-
-async fn switch_on<S>(
-    io: S,
-    far: impl FnOnce(Prefixed<S>) -> Far + 'static,
-    peer: Option<Rc<Subject>>,
-    open: Open,
-    key: Key,
-    mut request: Request,
-) -> Result<(Answer, Option<Switched>), Refusal>
-where
-    S: Socketed + 'static,
-{
-    let failed = |e: hyper::Error| lost(&key.address, &e);
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(failed)?;
-    let driving = tokio::task::spawn_local(async move {
-        let parts = open.unless_closed(connection.without_shutdown()).await.ok()?.ok()?;
-        Some(far(Prefixed::new(parts.read_buf, parts.io.into_inner())))
-    });
-    pool::shape(&mut request, Version::Http1, key.speaks);
-    let response = sender.send_request(request).await.map_err(failed)?;
-    let switched = response.status() == ::http::StatusCode::SWITCHING_PROTOCOLS;
-    let (mut parts, incoming) = response.into_parts();
-    let to = parts.headers.get(::http::header::UPGRADE).cloned();
-    headers::end_hop_of_answer(&mut parts);
-    let mut body = Body::default();
-    if switched {
-        headers::switch(&mut parts.headers, to);
-    } else {
-        body = Body::streaming(incoming);
-    }
-    let answer = Answer { response: Response::from_parts(parts, body), from: key.address };
-    Ok((answer, switched.then_some(Switched { far: driving, peer })))
 }
 
 /// Asks for the switch again, which ended at this hop like every hop-by-hop header.

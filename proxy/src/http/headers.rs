@@ -1,5 +1,7 @@
 //! Headers at a hop: what ends here is removed (RFC 9110 §7.6.1, RFC 9113 §8.2.2), and so is what only a proxy may say.
 
+use std::time::Duration;
+
 use ::http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, Entry, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
@@ -141,6 +143,25 @@ pub fn trace(headers: &mut HeaderMap) {
 /// The request's id, which [`trace`] has set.
 pub fn request_id(headers: &HeaderMap) -> Option<&str> {
     headers.get(REQUEST_ID)?.to_str().ok()
+}
+
+/// How long a gRPC caller waits: digits and a unit (gRPC over HTTP/2, "Timeout").
+pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let number = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
 }
 
 /// Joins the cookies that HTTP/2 may send apart: HTTP/1 has one line (RFC 9113 §8.2.3).

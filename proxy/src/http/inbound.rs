@@ -2,14 +2,12 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use ::http::request::Parts;
 use postern_config::file::proxy::Protocol;
 use postern_config::policy::Request as Question;
-use tokio::task::JoinHandle;
 
-use super::forward::{self, Answer, Far, To};
+use super::forward::{self, Answer, Switched, To, within_rate};
 use super::note::Note;
 use super::pool::Speaks;
 use super::refuse::{Fault, Refusal, is_grpc};
@@ -38,10 +36,10 @@ pub async fn serve(
     let ended = serve::serve(worker, open, stream, version, &handler).await;
     record.detail = ended.detail;
     let begun = handler.tunnel.take();
-    let (Some(near), Some(Begun { far, asked })) = (ended.tunnel, begun) else { return ended.outcome };
+    let (Some(near), Some(Begun { switched, asked })) = (ended.tunnel, begun) else { return ended.outcome };
     let peer = handler.caller.subject.peer.clone();
     let subject = Rc::new(Subject { peer, judged: Judged::Request(asked) });
-    tunnel::carry(worker, open, near, far, Some(subject), Direction::Inbound, record).await
+    tunnel::carry(worker, open, near, switched.far, Some(subject), Direction::Inbound, record).await
 }
 
 /// The handler of one connection's requests.
@@ -54,7 +52,7 @@ struct Inbound {
 
 /// A tunnel that the last answer began.
 struct Begun {
-    far: JoinHandle<Option<Far>>,
+    switched: Switched,
     asked: Box<Asked>,
 }
 
@@ -79,6 +77,7 @@ impl Inbound {
         let (mut parts, body) = request.into_parts();
         let policy = self.worker.shared.snapshots.policy.load_full();
         let policy = policy.ok_or_else(|| Refusal::new(Fault::NotReady, "no policy is held yet"))?;
+        within_rate(&self.worker, self.app.rate.as_deref())?;
         let target = request::check(&mut parts, Some(policy.path_rules()))?;
         note.host.clone_from(&target.host);
         let switch = headers::end_hop_of_request(&mut parts, !body.is_empty())?;
@@ -90,13 +89,13 @@ impl Inbound {
         drop(policy);
         let asked = switch.is_some().then(|| self.asked(&parts, target));
         self.caller.introduction.apply(&mut parts.headers, self.caller.subject.id());
-        let to = To::App(Arc::clone(&self.app.address), self.speaks(&parts));
+        let to = To::App(&self.app, self.speaks(&parts));
         let (Some(switch), Some(asked)) = (switch, asked) else {
             return forward::send(&self.worker, &to, Request::from_parts(parts, body)).await;
         };
         forward::ask_to_switch(&mut parts, switch);
         let (answer, switched) = forward::switch(&self.worker, &to, Request::from_parts(parts, body)).await?;
-        *self.tunnel.borrow_mut() = switched.map(|s| Begun { far: s.far, asked: Box::new(asked) });
+        *self.tunnel.borrow_mut() = switched.map(|switched| Begun { switched, asked: Box::new(asked) });
         Ok(answer)
     }
 
@@ -107,8 +106,11 @@ impl Inbound {
         target: &Target,
         note: &mut Note,
     ) -> Result<(), Refusal> {
+        if self.caller.subject.peer.is_none() && !self.caller.facts.admits_anonymous(policy) {
+            return Err(denied("this port no longer takes plain text".to_owned()));
+        }
         let verdict = policy.decide_request(&Question {
-            connection: self.caller.facts.of(self.caller.subject.id()),
+            connection: self.caller.facts.of(self.caller.subject.id(), policy),
             method: parts.method.as_str(),
             host: &target.host,
             path: parts.uri.path(),
@@ -119,8 +121,7 @@ impl Inbound {
         if verdict.allow {
             return Ok(());
         }
-        let denial = Some(ulid::Ulid::new().to_string());
-        Err(Refusal { fault: Fault::Denied, detail: policy.policy().explain(&verdict), denial })
+        Err(denied(policy.policy().explain(&verdict)))
     }
 
     /// The question as it can be put again, for as long as the tunnel lasts.
@@ -143,4 +144,9 @@ impl Inbound {
             Speaks::Http1
         }
     }
+}
+
+/// A refusal that can be asked about by its id.
+fn denied(detail: String) -> Refusal {
+    Refusal { fault: Fault::Denied, detail, denial: Some(ulid::Ulid::new().to_string()) }
 }

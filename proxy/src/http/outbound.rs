@@ -3,14 +3,16 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
-use super::forward::{self, Answer, Switched, To};
+use super::forward::{self, Answer, Switched, To, within_rate};
 use super::note::Note;
 use super::refuse::{Fault, Refusal};
 use super::{Handler, Request, Response, Version, headers, request, serve, tunnel};
 use crate::finish::Socketed;
-use crate::outbound::Destination;
+use crate::outbound::{Destination, Exit};
 use crate::telemetry::{Direction, Outcome, Record};
+use crate::upstream::rate::RateLimit;
 use crate::worker::Worker;
 use crate::worker::open::Open;
 
@@ -20,17 +22,23 @@ pub async fn serve(
     open: &Open,
     stream: impl Socketed + 'static,
     version: Version,
-    to: Destination,
+    exit: &Exit,
     record: &mut Record,
 ) -> Outcome {
     open.note(|about| about.protocol = version.as_str());
     let source = record.source;
-    let handler = Rc::new(Outbound { worker: Rc::clone(worker), to, source, tunnel: RefCell::default() });
+    let handler = Rc::new(Outbound {
+        worker: Rc::clone(worker),
+        to: exit.to.clone(),
+        rate: exit.rate.clone(),
+        source,
+        tunnel: RefCell::default(),
+    });
     let ended = serve::serve(worker, open, stream, version, &handler).await;
     record.detail = ended.detail;
     let begun = handler.tunnel.take();
     match (ended.tunnel, begun) {
-        (Some(near), Some(Switched { far, peer })) => {
+        (Some(near), Some(Switched { far, peer, permits: _permits })) => {
             tunnel::carry(worker, open, near, far, peer, Direction::Outbound, record).await
         }
         _ => ended.outcome,
@@ -41,6 +49,7 @@ pub async fn serve(
 struct Outbound {
     worker: Rc<Worker>,
     to: Destination,
+    rate: Option<Arc<RateLimit>>,
     source: SocketAddr,
     tunnel: RefCell<Option<Switched>>,
 }
@@ -51,7 +60,7 @@ impl Handler for Outbound {
         let upstream = self.to.upstream(&self.worker);
         let expected = upstream.as_ref().map(|u| u.expected.clone());
         let answered = match upstream {
-            Some(upstream) => self.answer(&To::Service(upstream), request, &mut note).await,
+            Some(upstream) => self.answer(&To::Service(&upstream), request, &mut note).await,
             None => Err(Refusal::new(Fault::NoEndpoint, "the control plane knows no service of this name")),
         };
         note.finish(&self.worker, self.source, expected.as_ref(), self.to.name(), answered)
@@ -63,8 +72,9 @@ impl Handler for Outbound {
 }
 
 impl Outbound {
-    async fn answer(&self, to: &To, request: Request, note: &mut Note) -> Result<Answer, Refusal> {
+    async fn answer(&self, to: &To<'_>, request: Request, note: &mut Note) -> Result<Answer, Refusal> {
         let (mut parts, body) = request.into_parts();
+        within_rate(&self.worker, self.rate.as_deref())?;
         // The path is the receiver's to spell: it judges by it.
         let target = request::check(&mut parts, None)?;
         note.host = target.host;

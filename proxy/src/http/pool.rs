@@ -25,6 +25,7 @@ use crate::dial::{self, Miss};
 use crate::discover::Upstream;
 use crate::snapshot::Trust;
 use crate::tls::{self, Alpn, Credentials};
+use crate::upstream::circuit::{Circuit, Permit, Resource};
 use crate::worker::Worker;
 use crate::worker::open::Open;
 
@@ -98,6 +99,7 @@ struct Line {
     used: Cell<Instant>,
     max_age: Duration,
     made_with: Option<(Arc<Credentials>, Arc<Trust>)>,
+    _permit: Permit,
 }
 
 enum Sender {
@@ -127,6 +129,7 @@ impl Pool {
         worker: &Rc<Worker>,
         key: &Key,
         upstream: Option<&Arc<Upstream>>,
+        circuit: &Arc<Circuit>,
     ) -> Result<Lease, Miss> {
         let host = self.host(key);
         loop {
@@ -147,7 +150,7 @@ impl Pool {
                 }
                 continue;
             }
-            return host.dial(worker, upstream).await;
+            return host.dial(worker, upstream, circuit).await;
         }
     }
 
@@ -210,10 +213,12 @@ impl Host {
         self: &Rc<Self>,
         worker: &Rc<Worker>,
         upstream: Option<&Arc<Upstream>>,
+        circuit: &Arc<Circuit>,
     ) -> Result<Lease, Miss> {
+        let permit = circuit.take(Resource::Connection).map_err(Miss::Full)?;
         self.dialing.set(self.dialing.get() + 1);
         let _dialing = Dialing(self);
-        let dialed = connect(worker, &self.key, upstream).await;
+        let dialed = connect(worker, &self.key, upstream, permit).await;
         let line = dialed.inspect_err(|miss| {
             let mut failures = self.failures.borrow_mut();
             *failures = (failures.0 + 1, Some(miss.clone()));
@@ -340,7 +345,12 @@ pub(super) fn shape(request: &mut Request, version: Version, speaks: Speaks) {
     }
 }
 
-async fn connect(worker: &Rc<Worker>, key: &Key, upstream: Option<&Arc<Upstream>>) -> Result<Line, Miss> {
+async fn connect(
+    worker: &Rc<Worker>,
+    key: &Key,
+    upstream: Option<&Arc<Upstream>>,
+    permit: Permit,
+) -> Result<Line, Miss> {
     let open = worker.upstreams.enter(None);
     let (sender, made_with) = match upstream {
         None => {
@@ -353,6 +363,7 @@ async fn connect(worker: &Rc<Worker>, key: &Key, upstream: Option<&Arc<Upstream>
             // Taken before the handshake: what is swapped during it makes the connection an old one.
             let made_with = snapshots.credentials.load_full().map(|c| (c, snapshots.trust.load_full()));
             let secured = dial::peer(worker, &open, upstream, &key.address, Alpn::Http).await?;
+            worker.balance.borrow_mut().reached(&key.address);
             let version = match tls::agreed(&secured.tls) {
                 Some(tls::ALPN_H2) => Version::Http2,
                 _ => Version::Http1,
@@ -363,7 +374,7 @@ async fn connect(worker: &Rc<Worker>, key: &Key, upstream: Option<&Arc<Upstream>
     let now = Instant::now();
     let max_age = MAX_AGE + MAX_AGE.mul_f64(rand::random::<f64>() / 5.0);
     let (active, used) = (Cell::new(0), Cell::new(now));
-    Ok(Line { sender: RefCell::new(sender), active, born: now, used, max_age, made_with })
+    Ok(Line { sender: RefCell::new(sender), active, born: now, used, max_age, made_with, _permit: permit })
 }
 
 /// Begins HTTP on a connection; its task ends with it, or when `open` is closed.

@@ -114,7 +114,7 @@ impl Refusal {
         }
         if grpc {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", HeaderValue::from_static(grpc_status(self.fault.status())));
+            headers.insert("grpc-status", HeaderValue::from_static(grpc_status(self.fault)));
             headers.insert("grpc-message", HeaderValue::from_static(self.fault.as_str()));
             return response;
         }
@@ -133,13 +133,14 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// gRPC over HTTP/2, "HTTP2 status code to gRPC status code".
-fn grpc_status(status: StatusCode) -> &'static str {
-    match status.as_u16() {
-        400 => "13",                   // INTERNAL
-        401 => "16",                   // UNAUTHENTICATED
-        403 => "7",                    // PERMISSION_DENIED
-        404 | 405 => "12",             // UNIMPLEMENTED
-        429 | 502 | 503 | 504 => "14", // UNAVAILABLE
-        _ => "2",                      // UNKNOWN
+fn grpc_status(fault: Fault) -> &'static str {
+    match fault.status().as_u16() {
+        _ if fault == Fault::Timeout => "4", // DEADLINE_EXCEEDED
+        400 => "13",                         // INTERNAL
+        401 => "16",                         // UNAUTHENTICATED
+        403 => "7",                          // PERMISSION_DENIED
+        404 | 405 => "12",                   // UNIMPLEMENTED
+        429 | 502 | 503 | 504 => "14",       // UNAVAILABLE
+        _ => "2",                            // UNKNOWN
     }
 }

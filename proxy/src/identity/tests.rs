@@ -15,7 +15,7 @@ fn driver(address: String, join: Option<JoinSource>) -> Driver {
     Driver {
         control: tls.control_connector(trust_domain.control_plane()).unwrap(),
         tls,
-        metrics: Arc::new(Metrics::new(&snapshots, &config.limits)),
+        metrics: Arc::new(Metrics::new(&snapshots, &config)),
         config,
         snapshots,
         readiness: Arc::default(),

@@ -276,7 +276,11 @@ mod tests {
         Job {
             tcp,
             source: SocketAddr::from((source, 1)),
-            route: Arc::new(Route::Service("s".into(), postern_config::file::proxy::Protocol::Tcp)),
+            route: Arc::new(Route::Outbound(crate::outbound::Exit {
+                to: crate::outbound::Destination::Service("s".into()),
+                protocol: postern_config::file::proxy::Protocol::Tcp,
+                rate: None,
+            })),
             accepted: Instant::now(),
             connection: connections.take(Direction::Inbound),
             handshake: None,

@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::net::TcpStream;
 use std::task::Poll;
 
-use postern_config::file::proxy::Limits;
 use tokio::task::LocalSet;
 
 use super::*;
@@ -13,7 +12,7 @@ use crate::snapshot::Snapshots;
 use crate::telemetry::{self, Metrics};
 
 fn acceptor() -> Acceptor {
-    let metrics = Arc::new(Metrics::new(&Arc::new(Snapshots::default()), &Limits::default()));
+    let metrics = Arc::new(Metrics::new(&Arc::new(Snapshots::default()), &Default::default()));
     let (telemetry, _) = telemetry::start(metrics, None).unwrap();
     Acceptor {
         connections: Connections::new(10_000),
@@ -28,7 +27,11 @@ fn acceptor() -> Acceptor {
 fn a_flood_on_one_listener_does_not_keep_the_thread_to_itself() {
     let listener = Listener::bind(
         ([127, 0, 0, 1], 0).into(),
-        Route::Service("none".into(), postern_config::file::proxy::Protocol::Tcp),
+        Route::Outbound(crate::outbound::Exit {
+            to: crate::outbound::Destination::Service("none".into()),
+            protocol: postern_config::file::proxy::Protocol::Tcp,
+            rate: None,
+        }),
     )
     .unwrap();
     let address = listener.address().unwrap();
@@ -63,7 +66,11 @@ fn a_flood_on_one_listener_does_not_keep_the_thread_to_itself() {
 fn whoever_waits_in_the_kernels_queue_when_a_listener_stops_is_taken() {
     let listener = Listener::bind(
         ([127, 0, 0, 1], 0).into(),
-        Route::Service("none".into(), postern_config::file::proxy::Protocol::Tcp),
+        Route::Outbound(crate::outbound::Exit {
+            to: crate::outbound::Destination::Service("none".into()),
+            protocol: postern_config::file::proxy::Protocol::Tcp,
+            rate: None,
+        }),
     )
     .unwrap();
     let address = listener.address().unwrap();
@@ -89,11 +96,11 @@ fn whoever_waits_in_the_kernels_queue_when_a_listener_stops_is_taken() {
 /// Who stands in line for a handshake when the listeners stop gets it as soon as one is free.
 #[test]
 fn the_line_is_served_to_its_end() {
-    let route = Route::Inbound(App {
-        address: "127.0.0.1:1".into(),
-        port: 1,
-        protocol: postern_config::file::proxy::Protocol::Tcp,
-    });
+    let route = Route::Inbound(App::new(
+        "127.0.0.1:1",
+        postern_config::file::proxy::Protocol::Tcp,
+        &Default::default(),
+    ));
     let listener = Listener::bind(([127, 0, 0, 1], 0).into(), route).unwrap();
     let queued: Vec<TcpStream> =
         (0..7).map(|_| TcpStream::connect(listener.address().unwrap()).unwrap()).collect();

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postern_config::file::Span;
-use postern_config::file::proxy::Limits;
+use postern_config::file::http::Http;
+use postern_config::file::proxy::{Limits, ProxyConfig};
 use postern_config::reason::Reason;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -21,6 +22,7 @@ use super::histogram::Histogram;
 use super::requests::Requests;
 use crate::jwt::metrics::JwtMetrics;
 use crate::snapshot::Snapshots;
+use crate::upstream::circuit::Resource;
 
 /// Which way a connection goes, as seen from the app beside this proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -75,6 +77,8 @@ pub struct Metrics {
     pub clock_skew_ms: Gauge,
     /// Connections on which `protocol: auto` waited in vain for a first byte.
     pub detect_timeouts: Counter,
+    /// Inbound connections in plain text, on ports that take it.
+    pub plaintext_connections: Counter,
     /// HTTP requests.
     pub requests: Requests,
     /// What a gateway shows of its certificates.
@@ -101,7 +105,7 @@ pub struct DecisionCounters {
 
 impl Metrics {
     /// Registers everything; `snapshots` is read at each scrape for what changes by itself.
-    pub fn new(snapshots: &Arc<Snapshots>, limits: &Limits) -> Self {
+    pub fn new(snapshots: &Arc<Snapshots>, config: &ProxyConfig) -> Self {
         let mut registry = Registry::with_prefix("postern");
         let handshakes =
             family(&mut registry, "handshakes", "TLS handshakes by direction, result and reason");
@@ -118,7 +122,8 @@ impl Metrics {
             "authorizations",
             "Authorization decisions by deciding policy and decision",
         );
-        show_limits(&mut registry, limits);
+        show_limits(&mut registry, &config.limits, &config.http);
+        registry.register_collector(Box::new(Circuits(Arc::clone(snapshots))));
         let jwt = JwtMetrics::register(&mut registry);
         let open = Family::<Labels, Gauge>::default();
         registry.register("open_connections", "Connections open now, by direction", open.clone());
@@ -141,6 +146,11 @@ impl Metrics {
             &mut registry,
             "detect_timeouts",
             "Connections of `protocol: auto` whose first byte did not come in time",
+        );
+        let plaintext_connections = counter(
+            &mut registry,
+            "plaintext_connections",
+            "Inbound connections in plain text, on ports that take it; at 0 the port may become strict",
         );
         let requests = Requests::new(&mut registry);
         let gateway = GatewayMetrics::new(&mut registry, snapshots);
@@ -180,6 +190,7 @@ impl Metrics {
             generation,
             clock_skew_ms,
             detect_timeouts,
+            plaintext_connections,
             requests,
             gateway,
             jwt,
@@ -274,7 +285,7 @@ pub(super) fn family(registry: &mut Registry, name: &str, help: &str) -> Counter
 }
 
 /// The limits in force, so that a chart can draw the line that its counters approach.
-fn show_limits(registry: &mut Registry, limits: &Limits) {
+fn show_limits(registry: &mut Registry, limits: &Limits, http: &Http) {
     let family = Family::<Labels, Gauge>::default();
     let millis = |span: Span| usize::try_from(span.as_duration().as_millis()).unwrap_or(usize::MAX);
     for (name, value) in [
@@ -289,7 +300,20 @@ fn show_limits(registry: &mut Registry, limits: &Limits) {
         ("stream_idle_timeout_milliseconds", millis(limits.stream_idle_timeout)),
         ("detect_timeout_milliseconds", millis(limits.detect_timeout)),
         ("minimum_rate_bytes_per_second", usize::try_from(limits.minimum_rate).unwrap_or(usize::MAX)),
-        ("streams", usize::try_from(limits.streams).unwrap_or(usize::MAX)),
+        ("streams", limits.streams as usize),
+        ("http_request_timeout_milliseconds", http.timeouts.request.map_or(0, millis)),
+        ("http_per_try_timeout_milliseconds", http.timeouts.per_try.map_or(0, millis)),
+        ("http_retries_attempts", http.retries.attempts as usize),
+        ("http_retries_budget_percent", http.retries.budget_percent as usize),
+        ("http_circuit_connections", http.circuit.connections),
+        ("http_circuit_pending_requests", http.circuit.pending_requests),
+        ("http_circuit_requests", http.circuit.requests),
+        ("http_outlier_consecutive", http.outlier.consecutive as usize),
+        ("http_outlier_max_ejection_percent", http.outlier.max_ejection_percent as usize),
+        (
+            "http_rate_limit_requests_per_second",
+            http.rate_limit.map_or(0, |r| r.requests_per_second as usize),
+        ),
     ] {
         family.get_or_create(&labels([("limit", name)])).set(i64::try_from(value).unwrap_or(i64::MAX));
     }
@@ -340,6 +364,37 @@ impl Collector for Identity {
         let metric =
             encoder.encode_descriptor("certificate_expiry", help, Some(&Unit::Seconds), MetricType::Gauge)?;
         encode_gauge(metric, left)
+    }
+}
+
+/// Encodes how the limits of the services stand; bounded by the number of services.
+#[derive(Debug)]
+struct Circuits(Arc<Snapshots>);
+
+impl Collector for Circuits {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let services = self.0.services.load();
+        let (used, refused) = (
+            "In use now of what a service is asked for at once, by service and limit",
+            "Refused because a service's limit was reached, by service and limit",
+        );
+        for (name, help, kind) in
+            [("circuit_used", used, MetricType::Gauge), ("circuit_refused", refused, MetricType::Counter)]
+        {
+            let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
+            for upstream in services.all() {
+                for resource in Resource::ALL {
+                    let usage = upstream.circuit.usage(resource);
+                    let labels = [("service", &*upstream.name), ("limit", resource.as_str())];
+                    let mut child = metric.encode_family(&labels)?;
+                    match kind {
+                        MetricType::Gauge => child.encode_gauge(&(usage.used as i64))?,
+                        _ => child.encode_counter::<[(&str, &str); 0], _, f64>(&usage.refused, None)?,
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 

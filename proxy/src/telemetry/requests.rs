@@ -23,6 +23,12 @@ const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 pub struct Requests {
     by_class: [[Counter; 5]; 2],
     by_fault: [Vec<Counter>; 2],
+    /// Requests that were sent again.
+    pub retries: Counter,
+    /// Requests that were not sent again because too many are.
+    pub retries_over_budget: Counter,
+    /// Endpoints that were left alone for a while after errors in a row.
+    pub ejections: Counter,
     histograms: Arc<[Histogram; 2]>,
 }
 
@@ -34,6 +40,15 @@ impl Requests {
             "request_faults",
             "HTTP requests that this proxy answered itself, by direction and reason",
         );
+        let counter = |registry: &mut Registry, name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let retries = counter(registry, "retries", "HTTP requests that were sent again");
+        let help = "HTTP requests that were not sent again because the upstream's retry budget was used up";
+        let retries_over_budget = counter(registry, "retries_over_budget", help);
+        let ejections = counter(registry, "ejections", "Endpoints left alone after errors in a row");
         let histograms: Arc<[Histogram; 2]> = Arc::default();
         registry.register_collector(Box::new(Durations(Arc::clone(&histograms))));
         Self {
@@ -43,6 +58,9 @@ impl Requests {
                 let one = |f: &Fault| child(&faults, [("direction", d.as_str()), ("reason", f.as_str())]);
                 Fault::ALL.iter().map(one).collect()
             }),
+            retries,
+            retries_over_budget,
+            ejections,
             histograms,
         }
     }

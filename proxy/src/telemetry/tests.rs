@@ -5,8 +5,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use postern_config::file::proxy::Limits;
-
 use super::*;
 use crate::snapshot::Snapshots;
 
@@ -21,7 +19,7 @@ fn what_was_recorded_last_still_reaches_the_collector() {
         tcp.read_exact(&mut preface).unwrap();
         heard.send(preface).unwrap();
     });
-    let metrics = Arc::new(Metrics::new(&Arc::new(Snapshots::default()), &Limits::default()));
+    let metrics = Arc::new(Metrics::new(&Arc::new(Snapshots::default()), &Default::default()));
     let (telemetry, writer) = start(metrics, Some(&endpoint)).unwrap();
     let source = SocketAddr::from(([127, 0, 0, 1], 1));
     telemetry.finish(Record::new(Direction::Inbound, source, "app".into()));

@@ -19,7 +19,7 @@ mod subject;
 
 pub use pulse::{Half, Pulse};
 use pulse::{Pace, Rest, too_slow};
-pub use subject::{Asked, Facts, Judged, Subject};
+pub use subject::{Anonymous, Asked, Facts, Judged, Subject};
 
 /// How long a connection must be quiet before its buffers are taken back.
 const QUIET: Duration = Duration::from_secs(2);

@@ -14,7 +14,9 @@ use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::{PrivatePkcs8KeyDer, ServerName};
 
 use super::*;
+use crate::discover::Upstream;
 use crate::listen::admission::Connections;
+use crate::outbound::{Destination, Exit};
 use crate::policy::CurrentPolicy;
 use crate::snapshot::Trust;
 use crate::telemetry::{self, Metrics};
@@ -51,7 +53,7 @@ fn rig() -> Rig {
 
     let snapshots = Arc::new(Snapshots::default());
     let limits = Limits::default();
-    let metrics = Arc::new(Metrics::new(&snapshots, &limits));
+    let metrics = Arc::new(Metrics::new(&snapshots, &Default::default()));
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());
     let now = snapshots.clock.unix_time();
     let credentials = Credentials::new(chain, &key, &bundles, now).unwrap();
@@ -67,7 +69,9 @@ fn rig() -> Rig {
         tls,
         telemetry,
         limits: Arc::new(limits),
+        http: Arc::default(),
         request_log: RequestLog::All,
+        started: Instant::now(),
         drain,
         drain_outbound,
     };
@@ -103,11 +107,11 @@ impl Rig {
 }
 
 fn inbound(app: &TcpListener) -> Route {
-    Route::Inbound(App {
-        address: app.local_addr().unwrap().to_string().into(),
-        port: 80,
-        protocol: Protocol::Tcp,
-    })
+    Route::Inbound(App::new(
+        &app.local_addr().unwrap().to_string(),
+        postern_config::file::proxy::Protocol::Tcp,
+        &Default::default(),
+    ))
 }
 
 /// A certificate is verified when it comes, and the peer alone decides when it ends the handshake.
@@ -160,8 +164,14 @@ fn the_end_of_the_drain_ends_handshakes_too() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let upstream = silent.local_addr().unwrap().to_string();
     let endpoints = std::slice::from_ref(&upstream);
-    let upstream = Upstream::new(&rig.shared.tls, &upstream, ID.parse().unwrap(), endpoints).unwrap();
-    let outward = rig.connect(Route::Fixed(Arc::new(upstream), Protocol::Tcp));
+    let upstream =
+        Upstream::new(&rig.shared.tls, &upstream, ID.parse().unwrap(), endpoints, &Default::default())
+            .unwrap();
+    let outward = rig.connect(Route::Outbound(Exit {
+        to: Destination::Fixed(Arc::new(upstream)),
+        protocol: postern_config::file::proxy::Protocol::Tcp,
+        rate: None,
+    }));
     drop(silent.accept().map(|(tcp, _)| std::mem::forget(tcp)));
     let inward = rig.connect(inbound(&silent));
     rig.kill.cancel();

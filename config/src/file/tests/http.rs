@@ -16,7 +16,7 @@ fn the_defaults_are_what_the_documentation_says() {
     );
     assert_eq!((http.outlier.consecutive, http.outlier.max_ejection_percent), (5, 50));
     assert_eq!(http.outlier.base_ejection, Span::from_secs(30));
-    assert_eq!((http.rate_limit, http.xfcc.mode), (None, Mode::Sanitize));
+    assert_eq!((http.rate_limit, http.xfcc.mode), (None, Mode::SanitizeSet));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ::http::HeaderMap;
 use postern_config::id::SpiffeId;
-use postern_config::policy::{Connection, Request, Token};
+use postern_config::policy::{Connection, MtlsMode, Request, Token};
 use postern_config::svid::Peer;
 
 use crate::policy::CurrentPolicy;
@@ -23,12 +23,23 @@ pub struct Subject {
 pub enum Judged {
     /// Nothing: it is an outbound one.
     Never,
-    /// Nothing: each of its requests is judged when it comes.
-    ByRequest,
+    /// Whether a peer without an identity may still be here: each of its requests is judged when it comes.
+    ByRequest(Facts),
     /// The connection itself.
     Connection(Facts),
     /// The one request that made it a tunnel.
     Request(Box<Asked>),
+}
+
+/// Where a peer without an identity is admitted, as far as no policy says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Anonymous {
+    /// Nowhere here.
+    Never,
+    /// Here: a gateway's host that does not demand a client certificate.
+    Always,
+    /// Where the port takes plain text, by a pushed document or else by the listener's own choice.
+    WherePlainText(MtlsMode),
 }
 
 /// What policy was asked about a connection, besides its peer.
@@ -43,7 +54,7 @@ pub struct Facts {
     /// The workload's port.
     pub destination_port: u16,
     /// Whether a peer without an identity may be here at all.
-    pub admits_anonymous: bool,
+    pub anonymous: Anonymous,
     /// The server name of the ClientHello. The mesh sends none.
     pub sni: Option<String>,
 }
@@ -74,19 +85,34 @@ impl Subject {
     /// Whether `policy` still admits it.
     pub fn is_admitted(&self, policy: &CurrentPolicy) -> bool {
         match &self.judged {
-            Judged::Never | Judged::ByRequest => true,
-            Judged::Connection(facts) => policy.still_allows(&facts.of(self.id())),
-            Judged::Request(asked) => policy.still_allows_request(&asked.of(self.id())),
+            Judged::Never => true,
+            Judged::ByRequest(facts) => self.peer.is_some() || facts.admits_anonymous(policy),
+            Judged::Connection(facts) => {
+                (self.peer.is_some() || facts.admits_anonymous(policy))
+                    && policy.still_allows(&facts.of(self.id(), policy))
+            }
+            Judged::Request(asked) => policy.still_allows_request(&asked.of(self.id(), policy)),
         }
     }
 }
 
 impl Facts {
+    /// Whether a peer without an identity may be here under `policy`.
+    pub fn admits_anonymous(&self, policy: &CurrentPolicy) -> bool {
+        match self.anonymous {
+            Anonymous::Never => false,
+            Anonymous::Always => true,
+            Anonymous::WherePlainText(local) => {
+                policy.mtls_mode_or(self.destination_port, local) != MtlsMode::Strict
+            }
+        }
+    }
+
     /// The question itself.
-    pub fn of<'a>(&'a self, peer: Option<&'a SpiffeId>) -> Connection<'a> {
+    pub fn of<'a>(&'a self, peer: Option<&'a SpiffeId>, policy: &CurrentPolicy) -> Connection<'a> {
         Connection {
             peer,
-            admits_anonymous: self.admits_anonymous,
+            admits_anonymous: self.admits_anonymous(policy),
             source_ip: self.source_ip,
             remote_ip: self.remote_ip,
             destination_ip: self.destination_ip,
@@ -98,9 +124,9 @@ impl Facts {
 
 impl Asked {
     /// The question itself.
-    pub fn of<'a>(&'a self, peer: Option<&'a SpiffeId>) -> Request<'a> {
+    pub fn of<'a>(&'a self, peer: Option<&'a SpiffeId>, policy: &CurrentPolicy) -> Request<'a> {
         Request {
-            connection: self.facts.of(peer),
+            connection: self.facts.of(peer, policy),
             method: self.method.as_str(),
             host: &self.host,
             path: &self.path,
