@@ -18,11 +18,13 @@ use crate::id::{SpiffeId, TrustDomain};
 use crate::revocation::Revocations;
 
 mod anchor;
+mod describe;
 mod error;
 #[cfg(test)]
 mod tests;
 
 pub use anchor::Anchor;
+pub use describe::Description;
 pub use error::{Flaw, VerifyError};
 
 /// The most certificates that a peer may present. A leaf, an issuing CA and a root are three.

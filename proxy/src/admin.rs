@@ -1,127 +1,146 @@
-//! `/livez`, `/readyz` and `/metrics`, on a thread and runtime of their own, so that a flood of probes costs no traffic.
+//! What this proxy answers besides its traffic, on a thread and runtime of its own, so that a flood of questions costs no
+//! connection anything: probes and metrics for machines, everything else for operators.
+//!
+//! Three doors. Probes: anybody may ask, nothing secret is said. The Unix socket: this process's own user and root, who may
+//! also change things. TCP on loopback, where an operator opens it: read-only and without peers, since every program on
+//! the host can reach it.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
-use std::sync::Arc;
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
-use tokio::task::AbortHandle;
+use postern_config::file::proxy::{self as config, ProxyConfig};
+use tokio::net::{TcpListener, UnixListener};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
+use crate::Bound;
+use crate::discover::Upstream;
+use crate::os::private_socket::{Kind, Occupied, PrivateSocket, PrivateSocketError};
 use crate::readiness::Readiness;
-use crate::telemetry::Metrics;
+use crate::snapshot::Snapshots;
+use crate::succession::Succession;
+use crate::telemetry::{LogLevel, Metrics};
+use crate::worker::show::Inquiry;
 
-#[cfg(test)]
-mod tests;
+mod api;
+pub mod client;
+mod explain;
+mod host;
+mod probes;
+mod serve;
+pub mod text;
+mod views;
 
-/// Probes and scrapers; one more ends the oldest. An honest one takes milliseconds, so whoever fills all places only ends
-/// himself, and an orchestrator that asks whether this process lives gets its answer.
-const CONNECTIONS: usize = 64;
-/// For a request's head; a scraper that takes longer is broken.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one connection may live: nobody holds a place for good.
-const LIFETIME: Duration = Duration::from_secs(60);
-/// After a failed accept.
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// The OpenMetrics media type, as Prometheus asks for it.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// What the endpoints show.
-#[derive(Clone)]
-pub struct Admin {
+/// Everything that can be asked about.
+pub struct State {
+    /// As it is in force: file, environment and flags.
+    pub config: Arc<ProxyConfig>,
+    /// Where it listens.
+    pub bound: Bound,
+    /// What connections read.
+    pub snapshots: Arc<Snapshots>,
     /// For `/readyz`.
     pub readiness: Arc<Readiness>,
     /// For `/metrics`.
     pub metrics: Arc<Metrics>,
+    /// The workers, once they run.
+    pub workers: Arc<OnceLock<Vec<Inquiry>>>,
+    /// Upstreams that the configuration names.
+    pub fixed: Vec<Arc<Upstream>>,
+    /// The log level.
+    pub log: LogLevel,
+    /// Cancelled, the drain begins.
+    pub shutdown: CancellationToken,
+    /// When this process began.
+    pub since: Instant,
 }
 
-/// Serves until `stop` is cancelled.
-pub async fn run(
-    listener: std::net::TcpListener,
-    admin: Admin,
-    stop: CancellationToken,
-) -> std::io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
-    let mut oldest_first: VecDeque<AbortHandle> = VecDeque::with_capacity(CONNECTIONS);
-    let tasks = TaskTracker::new();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let Ok((tcp, _)) = accepted else {
-            tokio::time::sleep(PAUSE).await;
-            continue;
-        };
-        let admin = admin.clone();
-        let stop = stop.clone();
-        if oldest_first.len() == CONNECTIONS {
-            oldest_first.retain(|open| !open.is_finished());
+/// The sockets that questions come in by.
+pub struct Doors {
+    /// For `/livez`, `/readyz` and `/metrics`.
+    pub probes: std::net::TcpListener,
+    /// For anybody on this host, if it is open.
+    pub local: Option<std::net::TcpListener>,
+    /// For operators, if it can be had.
+    pub operators: Option<PrivateSocket>,
+}
+
+/// When the doors open and close.
+pub struct Hours {
+    /// Cancelled once they may open: at once, or when this process has taken over from another one.
+    pub open: CancellationToken,
+    /// What to do where somebody answers at the operators' socket.
+    pub occupied: Occupied,
+    /// Whoever takes a TCP socket over answers there from then on.
+    pub succession: Succession,
+    /// Cancelled, all end.
+    pub stop: CancellationToken,
+}
+
+/// The operators' socket as the configuration wants it. One that is not configured is had where it can be: a user's own
+/// machine has no `/run/postern`, and traffic does not depend on it.
+pub fn place(
+    config: &config::Admin,
+    occupied: Occupied,
+) -> Result<Option<PrivateSocket>, PrivateSocketError> {
+    let path = config.socket.as_deref().unwrap_or(Path::new(config::Admin::DEFAULT_SOCKET));
+    match PrivateSocket::prepare(path, Kind::Stream, occupied) {
+        Err(error) if config.socket.is_none() => {
+            tracing::warn!(%error, "there is no admin socket; give it a path with --admin-socket");
+            Ok(None)
         }
-        if oldest_first.len() == CONNECTIONS
-            && let Some(oldest) = oldest_first.pop_front()
-        {
-            oldest.abort();
-        }
-        let serving = tasks.spawn(async move {
-            let service =
-                service_fn(move |request| std::future::ready(Ok::<_, Infallible>(admin.answer(&request))));
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(tcp), service);
-            // An error here is the prober's: it went away or spoke no HTTP.
-            tokio::select! {
-                _ = connection => {}
-                () = stop.cancelled() => {}
-                () = tokio::time::sleep(LIFETIME) => {}
-            }
-        });
-        oldest_first.push_back(serving.abort_handle());
+        prepared => prepared.map(Some),
     }
-    tasks.close();
-    tasks.wait().await;
-    Ok(())
 }
 
-impl Admin {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        if request.method() != Method::GET && request.method() != Method::HEAD {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n".to_owned());
-        }
-        match request.uri().path() {
-            "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
-            "/readyz" if self.readiness.is_ready() => text(StatusCode::OK, "ready\n".to_owned()),
-            "/readyz" => {
-                text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", self.readiness.reasons()))
-            }
-            "/metrics" => match self.metrics.encode() {
-                Ok(body) => typed(StatusCode::OK, OPENMETRICS, body),
-                Err(_) => {
-                    text(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be encoded\n".to_owned())
+/// Serves all doors until they are closed.
+pub async fn run(doors: Doors, state: State, hours: Hours) -> std::io::Result<()> {
+    let state = Arc::new(state);
+    tokio::select! {
+        () = hours.open.cancelled() => {}
+        () = hours.stop.cancelled() => return Ok(()),
+    }
+    let probes = async {
+        let stop = closing(&hours, doors.probes.local_addr()?);
+        let state = Arc::clone(&state);
+        let answer = move |request| std::future::ready(probes::answer(&state, &request));
+        serve::serve(TcpListener::from_std(doors.probes)?, answer, stop).await
+    };
+    let local = async {
+        let Some(listener) = doors.local else { return Ok(()) };
+        let address = listener.local_addr()?;
+        let (stop, state) = (closing(&hours, address), Arc::clone(&state));
+        let answer = move |request| api::answer(Arc::clone(&state), api::Audience::Local(address), request);
+        serve::serve(TcpListener::from_std(listener)?, answer, stop).await
+    };
+    let operators = async {
+        let Some(socket) = doors.operators else { return Ok(()) };
+        let (socket, _place) = socket.publish(hours.occupied).map_err(std::io::Error::other)?;
+        let listener = UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))?;
+        let state = Arc::clone(&state);
+        let answer = move |request| api::answer(Arc::clone(&state), api::Audience::Operator, request);
+        serve::serve(serve::Operators(listener), answer, hours.stop.clone()).await
+    };
+    let (probes, local, operators) = tokio::join!(probes, local, operators);
+    // Not one of them may take the others along; `on_thread` logs the first that failed.
+    probes.and(local).and(operators)
+}
+
+/// Cancelled when a door at `address` is to be closed.
+fn closing(hours: &Hours, address: SocketAddr) -> CancellationToken {
+    let closing = hours.stop.child_token();
+    let (closed, succession) = (closing.clone(), hours.succession.clone());
+    // Ends with the door: `closed` is cancelled at the latest by `stop`.
+    tokio::task::spawn_local(async move {
+        tokio::select! {
+            () = succession.happened() => {
+                if succession.includes(address) {
+                    closed.cancel();
                 }
-            },
-            _ => text(StatusCode::NOT_FOUND, "try /livez, /readyz or /metrics\n".to_owned()),
+            }
+            () = closed.cancelled() => {}
         }
-    }
-}
-
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    typed(status, "text/plain; charset=utf-8", body)
-}
-
-fn typed(status: StatusCode, media_type: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(media_type));
-    response
+    });
+    closing
 }

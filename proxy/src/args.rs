@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use postern_config::file::proxy::{Announce, Inbound, LogFormat, Mtls, Outbound, Protocol, ProxyConfig};
+use postern_config::file::proxy::{
+    Admin, Announce, Inbound, LogFormat, Mtls, Outbound, Protocol, ProxyConfig,
+};
 use postern_config::file::{self, Span};
 use postern_proxy::identity::join::JoinSource;
 
@@ -14,6 +16,7 @@ Examples:
   postern-proxy --join @web.join --outbound 127.0.0.1:9001=shop.payments
   postern-proxy --config proxy.yaml
   postern-proxy check -f proxy.yaml
+  postern-proxy admin connections
 
 Exit codes: 0 stopped in order, 1 refused or failed, 2 wrong usage.";
 
@@ -38,6 +41,90 @@ pub(crate) enum Command {
         #[arg(long, value_enum, default_value_t = Output::Text)]
         output: Output,
     },
+    /// Asks a running proxy, or tells it something, over its admin socket.
+    Admin(Box<AdminArgs>),
+}
+
+/// A question to a running proxy.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  postern-proxy admin connections --limit 20
+  postern-proxy admin explain --peer spiffe://corp.example/ns/shop/sa/web --source-ip 10.0.0.7 --port 8080
+  postern-proxy admin log debug
+  postern-proxy admin get /upstreams --output json")]
+pub(crate) struct AdminArgs {
+    #[command(subcommand)]
+    pub(crate) question: Question,
+    /// The proxy's admin socket.
+    #[arg(long, global = true, env = "POSTERN_ADMIN_SOCKET", value_name = "PATH", default_value = Admin::DEFAULT_SOCKET)]
+    pub(crate) socket: PathBuf,
+    /// How to answer.
+    #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Question {
+    /// The answer to GET PATH; `/` lists what there is.
+    Get {
+        /// Such as /upstreams.
+        path: String,
+    },
+    /// The configuration in force.
+    Config,
+    /// The own certificate, when it is renewed, and who is trusted.
+    Identity,
+    /// Open connections, the oldest first.
+    Connections {
+        /// How many at most.
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+        /// Go on behind this one: `next` of the last answer.
+        #[arg(long, value_name = "ID")]
+        after: Option<String>,
+    },
+    /// Services, who must answer there, and how the endpoints do.
+    Upstreams,
+    /// The policies in force.
+    Policy,
+    /// The log level, or another one from now on.
+    Log {
+        /// error, warn, info, debug, trace, or a filter.
+        level: Option<String>,
+    },
+    /// What the policy says to a connection or a request, and why.
+    Explain {
+        /// Who would connect.
+        #[arg(long, value_name = "SPIFFE-ID")]
+        peer: String,
+        /// From where.
+        #[arg(long, value_name = "IP")]
+        source_ip: String,
+        /// To which of the workload's ports.
+        #[arg(long)]
+        port: u16,
+        /// At which address; left out, the first inbound listener's.
+        #[arg(long, value_name = "IP")]
+        destination_ip: Option<String>,
+        /// With which server name.
+        #[arg(long)]
+        sni: Option<String>,
+        /// A request's method; with this or one of the following, it is about a request.
+        #[arg(long)]
+        method: Option<String>,
+        /// Its path.
+        #[arg(long)]
+        path: Option<String>,
+        /// Its Host.
+        #[arg(long)]
+        host: Option<String>,
+        /// One of its header lines; may be given more than once.
+        #[arg(long, value_name = "NAME: VALUE")]
+        header: Vec<String>,
+    },
+    /// Begins the drain, as SIGTERM does.
+    Drain,
 }
 
 /// How a command answers.
@@ -79,6 +166,15 @@ pub(crate) struct RunArgs {
     /// Where /livez, /readyz and /metrics are served.
     #[arg(long, env = "POSTERN_METRICS", value_name = "IP:PORT")]
     metrics: Option<SocketAddr>,
+    /// Where operators' Unix socket is.
+    #[arg(long, env = "POSTERN_ADMIN_SOCKET", value_name = "PATH")]
+    admin_socket: Option<PathBuf>,
+    /// Where a read-only part of it is served over TCP.
+    #[arg(long, env = "POSTERN_ADMIN_LISTEN", value_name = "IP:PORT")]
+    admin_listen: Option<SocketAddr>,
+    /// The Unix socket over which a new process takes over from a running one.
+    #[arg(long, env = "POSTERN_HANDOVER_SOCKET", value_name = "PATH")]
+    handover_socket: Option<PathBuf>,
     /// text or json.
     #[arg(long, env = "POSTERN_LOG_FORMAT")]
     log_format: Option<LogFormat>,
@@ -131,6 +227,9 @@ impl RunArgs {
         set(&mut config.identity.ttl, self.ttl);
         set(&mut config.identity.cache, self.identity_cache.map(Some));
         set(&mut config.metrics.listen, self.metrics);
+        set(&mut config.admin.socket, self.admin_socket.map(Some));
+        set(&mut config.admin.listen, self.admin_listen.map(Some));
+        set(&mut config.handover.socket, self.handover_socket.map(Some));
         set(&mut config.log.format, self.log_format);
         set(&mut config.log.level, self.log_level);
         set(&mut config.otlp.endpoint, self.otlp_endpoint.map(Some));

@@ -79,6 +79,11 @@ impl Services {
         Ok(Self { by_name, circuit: earlier.circuit.clone() })
     }
 
+    /// Every service, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        self.by_name.values()
+    }
+
     /// The service of this name.
     pub fn of(&self, name: &str) -> Option<&Arc<Upstream>> {
         self.by_name.get(name)

@@ -4,6 +4,7 @@
 //! is held, and this thread keeps trying.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use postern_config::file::proxy::ProxyConfig;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{Step, Steps};
 use crate::readiness::{Missing, Readiness};
 use crate::snapshot::Snapshots;
+use crate::succession::{self, Pen};
 use crate::telemetry::Metrics;
 use crate::tls::{Connector, Credentials, Tls};
 
@@ -96,6 +98,11 @@ pub struct Driver {
     failures: u32,
     /// The last token that was spent or refused, so that a replaced join file is noticed.
     spent_token: Option<String>,
+    pen: Pen,
+    /// The pen, while a renewal is under way.
+    writing: Option<succession::Held>,
+    /// The cache is behind, since another process held the pen.
+    unsaved: bool,
 }
 
 impl Driver {
@@ -120,6 +127,9 @@ impl Driver {
                     if self.watch_clock() {
                         retry_at = Instant::now();
                     }
+                    if self.unsaved {
+                        self.save();
+                    }
                 }
                 message = next(&mut session), if session.is_some() => match message {
                     Some(message) => self.take(&mut session, &message).await,
@@ -129,6 +139,11 @@ impl Driver {
                     }
                 },
                 () = tokio::time::sleep_until(due.max(retry_at)), if session.is_some() => {
+                    if !self.take_pen() {
+                        // Another process of this identity is about to take over, or has.
+                        retry_at = Instant::now() + TICK;
+                        continue;
+                    }
                     let Some(mut open) = session.take() else { continue };
                     retry_at = match self.renew(&mut open.connection).await {
                         // The next session is opened with the new certificate.
@@ -139,6 +154,7 @@ impl Driver {
                             Instant::now() + self.failed(&error, true)
                         }
                     };
+                    self.writing = None;
                 }
                 () = tokio::time::sleep_until(retry_at), if session.is_none() => {
                     match self.connect().await {
@@ -161,9 +177,11 @@ impl Driver {
         };
         let announce = v1::Announce { endpoints: self.endpoints.clone() };
         let mut connection = self.open_connection().await?;
-        if self.snapshots.usable_credentials().is_none() {
+        if self.snapshots.usable_credentials().is_none() && self.take_pen() {
             // Too late for a stream; within the control plane's grace the certificate may still ask for the next one.
-            self.renew(&mut connection).await?;
+            let renewed = self.renew(&mut connection).await;
+            self.writing = None;
+            renewed?;
             connection = self.open_connection().await?;
         }
         Session::open(connection, hello, announce).await
@@ -238,6 +256,7 @@ impl Driver {
         }
         let not_after_ms = credentials.not_after().saturating_mul(1000);
         self.schedule = Schedule::new(clock.now_ms(), not_after_ms, rand::random());
+        self.snapshots.renewal_ms.store(self.schedule.at_ms(), Ordering::Relaxed);
         tracing::info!(
             id = %credentials.id(),
             serial = credentials.serial(),
@@ -252,9 +271,20 @@ impl Driver {
         Ok(())
     }
 
+    /// Takes the right to renew, if no other process of this identity has it; `writing` holds it.
+    fn take_pen(&mut self) -> bool {
+        self.writing = self.pen.try_take();
+        self.writing.is_some()
+    }
+
     /// Keeps the cache current; a cache that cannot be written does not stop the traffic.
-    fn save(&self) {
+    fn save(&mut self) {
         let Some(cache) = &self.cache else { return };
+        let pen = self.pen.try_take();
+        self.unsaved = pen.is_none() && self.writing.is_none();
+        if self.unsaved {
+            return;
+        }
         if self.snapshots.credentials.load().is_none() {
             return;
         }
@@ -326,7 +356,7 @@ impl Driver {
 
     /// Once expired, a join file that was given a new token is a way back in.
     async fn enroll_again(&mut self) {
-        if self.snapshots.usable_credentials().is_some() {
+        if self.snapshots.usable_credentials().is_some() || self.pen.try_take().is_none() {
             return;
         }
         let Some(join) = self.join.as_ref().and_then(JoinSource::reread) else { return };

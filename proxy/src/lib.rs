@@ -21,8 +21,8 @@
 //! queue to the telemetry thread. Everything else a connection touches is `Rc`: the compiler keeps workers apart.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use postern_config::file::proxy::ProxyConfig;
 use postern_config::id::SpiffeId;
@@ -37,9 +37,11 @@ pub mod discover;
 pub mod drain;
 pub mod finish;
 pub mod gateway;
+pub mod handover;
 pub mod http;
 pub mod identity;
 pub mod inbound;
+pub mod inherit;
 pub mod jwt;
 pub mod listen;
 pub mod os;
@@ -50,6 +52,7 @@ pub mod readiness;
 pub mod relay;
 pub mod snapshot;
 mod sockets;
+pub mod succession;
 pub mod telemetry;
 pub mod tls;
 mod traffic;
@@ -58,13 +61,18 @@ pub mod worker;
 
 use discover::Services;
 use gateway::Gateway;
+use handover::{Giver, HandoverError, Offers};
 use identity::join::JoinSource;
 use identity::{Driver, IdentityError, Setup};
+use inherit::Inherited;
+use os::private_socket::{Kind, Occupied, PrivateSocket, PrivateSocketError};
 use readiness::Readiness;
 use snapshot::Snapshots;
 use sockets::Sockets;
-use telemetry::Metrics;
+use succession::{Pen, Succession};
+use telemetry::{LogLevel, Metrics};
 use tls::Tls;
+use traffic::Wishes;
 use worker::Shared;
 
 /// Why the proxy cannot run.
@@ -90,6 +98,12 @@ pub enum Error {
     /// A host's files are not good.
     #[error("gateway: {0}")]
     Gateway(#[from] gateway::FilesError),
+    /// The operators' socket, or that of the handover, cannot be had.
+    #[error(transparent)]
+    PrivateSocket(#[from] PrivateSocketError),
+    /// A proxy runs here already and cannot be taken over from.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     /// There is no identity to be had.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -117,6 +131,8 @@ pub struct Bound {
     pub gateway: Vec<SocketAddr>,
     /// Where metrics are served.
     pub metrics: SocketAddr,
+    /// Where operators' read-only part is served over TCP.
+    pub admin: Option<SocketAddr>,
 }
 
 impl Ready {
@@ -128,13 +144,21 @@ impl Ready {
     }
 }
 
+/// What a run begins with.
+pub struct Start {
+    /// As it is in force.
+    pub config: ProxyConfig,
+    /// Where the join string comes from.
+    pub join: Option<JoinSource>,
+    /// The log level, for operators to change.
+    pub log: LogLevel,
+    /// Sockets that were bound for this process before it began.
+    pub inherited: Inherited,
+}
+
 /// Runs the proxy until `shutdown` is cancelled and its connections have ended or the drain's time is up.
-pub fn run(
-    config: ProxyConfig,
-    join: Option<JoinSource>,
-    shutdown: &CancellationToken,
-    on_ready: impl FnOnce(&Ready),
-) -> Result<(), Error> {
+pub fn run(start: Start, shutdown: &CancellationToken, on_ready: impl FnOnce(&Ready)) -> Result<(), Error> {
+    let Start { config, join, log, mut inherited } = start;
     let config = Arc::new(config);
     let snapshots = Arc::new(Snapshots::default());
     snapshots.services.store(Arc::new(Services::none(config.http.circuit.clone())));
@@ -142,17 +166,64 @@ pub fn run(
     let readiness = Arc::new(Readiness::default());
     let tls = Tls::new(Arc::clone(&snapshots)).map_err(|e| Error::Tls(e.to_string()))?;
     let gateway = config.gateway.as_ref().map(|g| Gateway::load(g, &snapshots, &metrics)).transpose()?;
+    let pen = Pen::default();
+    let mut predecessor = match &config.handover.socket {
+        Some(path) => handover::take(path, &mut inherited)?,
+        None => None,
+    };
+    // Until it is told that this process serves, the identity is its own to renew.
+    let mut not_yet_ours = predecessor.as_ref().and_then(|_| pen.try_take());
+    let occupied = if predecessor.is_some() { Occupied::Replace } else { Occupied::Refuse };
     let fronts = gateway.as_ref().map_or(&[][..], |g| &g.fronts);
-    let sockets = Sockets::bind(&config, fronts, &tls)?;
+    let sockets = Sockets::bind(&config, fronts, &tls, &mut inherited)?;
+    for address in inherited.unclaimed() {
+        tracing::warn!(%address, "a socket was passed that no listener of this configuration has; it is closed here");
+    }
+    drop(inherited);
     let bound = sockets.addresses()?;
+    let operators = admin::place(&config.admin, occupied)?;
     let (telemetry, writer) = telemetry::start(Arc::clone(&metrics), config.otlp.endpoint.as_deref())?;
 
-    let stop_admin = CancellationToken::new();
-    let admin = admin::Admin { readiness: Arc::clone(&readiness), metrics: Arc::clone(&metrics) };
-    let admin_thread = on_thread("postern-admin", {
-        let (socket, stop) = (sockets.metrics, stop_admin.clone());
-        move || admin::run(socket, admin, stop)
-    })?;
+    let (doors_open, doors_close) = (CancellationToken::new(), CancellationToken::new());
+    if predecessor.is_none() {
+        doors_open.cancel();
+    }
+    let (succession, workers) = (Succession::default(), Arc::new(OnceLock::new()));
+    let state = admin::State {
+        config: Arc::clone(&config),
+        bound: bound.clone(),
+        snapshots: Arc::clone(&snapshots),
+        readiness: Arc::clone(&readiness),
+        metrics: Arc::clone(&metrics),
+        workers: Arc::clone(&workers),
+        fixed: sockets.fixed.clone(),
+        log,
+        shutdown: shutdown.clone(),
+        since: Instant::now(),
+    };
+    let (offers, giver_thread) = match &config.handover.socket {
+        None => (Offers::default(), None),
+        Some(path) => {
+            let socket = PrivateSocket::prepare(path, Kind::Messages, occupied)?;
+            let offers = sockets.offers()?;
+            let giver = Giver { offers: offers.clone(), pen: pen.clone(), succession: succession.clone() };
+            (offers, Some((socket, giver)))
+        }
+    };
+    let serving = CancellationToken::new();
+    let mut side_threads = Vec::new();
+    if let Some((socket, giver)) = giver_thread {
+        let (open, stop) = (serving.clone(), doors_close.clone());
+        side_threads.push(on_thread("postern-handover", move || giver.run(socket, occupied, open, stop))?);
+    }
+    let doors = admin::Doors { probes: sockets.metrics, local: sockets.admin, operators };
+    let hours = admin::Hours {
+        open: doors_open.clone(),
+        occupied,
+        succession: succession.clone(),
+        stop: doors_close.clone(),
+    };
+    side_threads.push(on_thread("postern-admin", move || admin::run(doors, state, hours))?);
 
     let stop_files = CancellationToken::new();
     let files_thread = gateway.map(|gateway| {
@@ -170,6 +241,7 @@ pub fn run(
         metrics: Arc::clone(&metrics),
         readiness: Arc::clone(&readiness),
         join,
+        pen,
     };
     let shared = Shared {
         snapshots,
@@ -178,7 +250,7 @@ pub fn run(
         limits: Arc::new(config.limits.clone()),
         http: Arc::new(config.http.clone()),
         request_log: config.log.requests,
-        started: std::time::Instant::now(),
+        started: Instant::now(),
         drain: CancellationToken::new(),
         drain_outbound: CancellationToken::new(),
     };
@@ -194,10 +266,20 @@ pub fn run(
                 () = shutdown.cancelled() => return Ok(()),
                 () = readiness.ready() => {}
             }
-            if let Some(ready) = Ready::new(bound, &shared.snapshots) {
-                on_ready(&ready);
-            }
-            traffic::carry(sockets.listeners, &shared, &config, &readiness, shutdown).await
+            let on_started = |inquiries| {
+                let _ = workers.set(inquiries);
+                doors_open.cancel();
+                if let Some(predecessor) = predecessor.take() {
+                    predecessor.ready(&bound.all());
+                }
+                drop(not_yet_ours.take());
+                serving.cancel();
+                if let Some(ready) = Ready::new(bound, &shared.snapshots) {
+                    on_ready(&ready);
+                }
+            };
+            let wishes = Wishes { shutdown, succession: &succession, offers: &offers };
+            traffic::carry(sockets.listeners, &shared, &config, &readiness, wishes, on_started).await
         };
         let result = traffic.await;
         stop_identity.cancel();
@@ -206,8 +288,8 @@ pub fn run(
     });
     stop_files.cancel();
     files_thread.into_iter().for_each(|thread| drop(thread.join()));
-    stop_admin.cancel();
-    let _ = admin_thread.join();
+    doors_close.cancel();
+    side_threads.into_iter().for_each(|thread| drop(thread.join()));
     drop(shared);
     writer.join();
     result

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::finish;
 use crate::os;
+use crate::succession::Succession;
 use crate::telemetry::{Direction, Record, Telemetry};
 use crate::tls::Failure;
 use crate::worker::{Admits, Handle, Job, Route};
@@ -45,19 +46,39 @@ pub struct Listener {
 impl Listener {
     /// Binds. An address without a port takes a free one; see [`Listener::address`].
     pub fn bind(address: SocketAddr, route: Route) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        // A restart must not wait for the last run's connections to leave TIME_WAIT.
-        socket.set_reuse_address(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(Self { socket: socket.into(), route: Arc::new(route) })
+        Ok(Self::new(bind(address)?, route))
+    }
+
+    /// A socket that listens already and does not block.
+    pub fn new(socket: std::net::TcpListener, route: Route) -> Self {
+        Self { socket, route: Arc::new(route) }
     }
 
     /// The bound address.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
+
+    /// What is done with its connections.
+    pub fn route(&self) -> &Route {
+        &self.route
+    }
+
+    /// A second handle of the same socket, for a successor.
+    pub fn duplicate(&self) -> io::Result<std::net::TcpListener> {
+        self.socket.try_clone()
+    }
+}
+
+/// A listening socket at `address` that does not block.
+pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for the last run's connections to leave TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// What the acceptor needs besides its sockets.
@@ -79,9 +100,8 @@ pub struct Stops {
     pub inbound: CancellationToken,
     /// Ends accepting from the app.
     pub outbound: CancellationToken,
-    /// Cancelled before the two above where another process holds the same sockets: what waits in the kernel's queues is
-    /// left to it.
-    pub handed_over: CancellationToken,
+    /// Who waits in the queue of a socket that a successor serves is left to it.
+    pub succession: Succession,
     /// Nobody waits any longer for anything.
     pub at_once: CancellationToken,
     /// Cancelled by the acceptor once no inbound listener accepts any more.
@@ -104,7 +124,7 @@ pub async fn run(listeners: Vec<Listener>, acceptor: Acceptor, stops: Stops) -> 
     let mut inbound = JoinSet::new();
     let mut outbound = JoinSet::new();
     for listener in listeners {
-        let direction = listener.route.direction();
+        let (direction, address) = (listener.route.direction(), listener.address()?);
         let socket = os::watch_listener(listener.socket)?;
         let (acceptor, stops) = (Rc::clone(&acceptor), stops.clone());
         let accepting = async move {
@@ -112,7 +132,7 @@ pub async fn run(listeners: Vec<Listener>, acceptor: Acceptor, stops: Stops) -> 
                 () = stops.of(direction).cancelled() => {}
                 () = accept_all(&socket, &listener.route, &acceptor) => {}
             }
-            if !stops.handed_over.is_cancelled() {
+            if !stops.succession.includes(address) {
                 tokio::select! {
                     () = stops.at_once.cancelled() => {}
                     () = accept_rest(&socket, &listener.route, &acceptor) => {}

@@ -1,6 +1,7 @@
 //! `postern-proxy`: arguments → configuration → run.
 
 use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -8,18 +9,24 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use postern_config::file::{self, proxy::ProxyConfig};
-use postern_proxy::{Ready, telemetry};
+use postern_proxy::inherit::Inherited;
+use postern_proxy::os::activation::{self, Passed};
+use postern_proxy::{Ready, Start, telemetry};
 use tokio_util::sync::CancellationToken;
 
 mod args;
+mod operator;
 
 use args::{Cli, Command, Output, RunArgs};
 
 fn main() -> ExitCode {
+    // Before anything else runs or is opened: descriptors are passed by number.
+    let passed = activation::take();
     let cli = Cli::parse();
     let result = match cli.command {
         Some(Command::Check { file, output }) => check(&file, output),
-        None => run(cli.run),
+        Some(Command::Admin(asked)) => operator::run(*asked),
+        None => run(cli.run, passed),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,15 +59,29 @@ fn check(path: &Path, output: Output) -> anyhow::Result<()> {
     }
 }
 
-fn run(args: RunArgs) -> anyhow::Result<()> {
+fn run(args: RunArgs, passed: Vec<Passed>) -> anyhow::Result<()> {
     let output = args.output;
     let (config, join) = args.resolve()?;
-    let _flush = telemetry::logs(&config.log).map_err(anyhow::Error::msg)?;
+    let (log, _flush) = telemetry::logs(&config.log).map_err(anyhow::Error::msg)?;
     raise_descriptor_limit(config.limits.connections);
     let shutdown = CancellationToken::new();
     stop_on_signal(shutdown.clone()).context("signals cannot be watched")?;
-    postern_proxy::run(config, join, &shutdown, |ready| announce(ready, output))?;
+    let start = Start { config, join, log, inherited: inherit(passed)? };
+    postern_proxy::run(start, &shutdown, |ready| announce(ready, output))?;
     Ok(())
+}
+
+/// The sockets that systemd has bound for this process. One that cannot be used is a mistake in the unit.
+fn inherit(passed: Vec<Passed>) -> anyhow::Result<Inherited> {
+    let mut inherited = Inherited::default();
+    for Passed { name, fd } in passed {
+        let number = fd.as_raw_fd();
+        let added = inherited.add(fd, None);
+        let at =
+            added.map_err(|why| anyhow::anyhow!("socket activation: descriptor {number} ({name}): {why}"))?;
+        tracing::info!(address = %at, name, "a socket was passed by socket activation");
+    }
+    Ok(inherited)
 }
 
 /// Two descriptors per connection: takes what the system allows.
@@ -111,6 +132,7 @@ fn announce(ready: &Ready, output: Output) {
             "outbound": ready.bound.outbound,
             "gateway": ready.bound.gateway,
             "metrics": ready.bound.metrics,
+            "admin": ready.bound.admin,
         })
         .to_string(),
         Output::Text => {

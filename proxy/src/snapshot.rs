@@ -1,6 +1,7 @@
 //! What connections read: immutable snapshots, each swapped as a whole. A connection loads what it needs and never waits.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use postern_config::bundle::BundleSet;
@@ -21,6 +22,17 @@ pub struct Trust {
     pub revoked: Revocations,
 }
 
+/// The policy documents in force as they came; what decides is compiled from them.
+#[derive(Debug, Default)]
+pub struct Documents {
+    /// Their generation; 0 before the first push.
+    pub generation: u64,
+    /// AuthorizationPolicies, each one JSON.
+    pub policies: Vec<String>,
+    /// PeerAuthentications, likewise.
+    pub peer_authentications: Vec<String>,
+}
+
 /// Every snapshot, for every worker. Publishing validates first and stores last; reading is a load.
 #[derive(Debug)]
 pub struct Snapshots {
@@ -32,6 +44,10 @@ pub struct Snapshots {
     pub policy: ArcSwapOption<CurrentPolicy>,
     /// Upstream services.
     pub services: ArcSwap<Services>,
+    /// What the control plane published, for operators to read.
+    pub documents: ArcSwap<Documents>,
+    /// When the certificate is to be renewed, milliseconds since 1970; 0 before the first one. For operators to read.
+    pub renewal_ms: AtomicI64,
     /// The time by which all of this is judged.
     pub clock: Clock,
     changed: watch::Sender<u64>,
@@ -44,6 +60,8 @@ impl Default for Snapshots {
             trust: ArcSwap::default(),
             policy: ArcSwapOption::empty(),
             services: ArcSwap::default(),
+            documents: ArcSwap::default(),
+            renewal_ms: AtomicI64::new(0),
             clock: Clock::default(),
             changed: watch::channel(0).0,
         }

@@ -1,6 +1,7 @@
-//! Every listening socket of this proxy, bound before anything else so that a taken port shows at once.
+//! Every listening socket of this proxy, there before anything else, so that a taken port shows at once. What was bound for this
+//! process already is used, everything else is bound.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use postern_config::file::http::Http;
@@ -9,9 +10,11 @@ use postern_config::policy::MtlsMode;
 
 use crate::discover::Upstream;
 use crate::gateway::Front;
+use crate::handover::{Offer, Offers};
 use crate::http::sniff;
 use crate::inbound::App;
-use crate::listen::Listener;
+use crate::inherit::{Inherited, Role};
+use crate::listen::{self, Listener};
 use crate::outbound::{Destination, Exit};
 use crate::tls::Tls;
 use crate::upstream::rate::RateLimit;
@@ -23,17 +26,25 @@ pub(crate) struct Sockets {
     pub(crate) listeners: Vec<Listener>,
     inbound: usize,
     outbound: usize,
-    pub(crate) metrics: std::net::TcpListener,
+    pub(crate) metrics: TcpListener,
+    /// The operators' read-only port.
+    pub(crate) admin: Option<TcpListener>,
+    /// Upstreams that the configuration names.
+    pub(crate) fixed: Vec<Arc<Upstream>>,
 }
 
 impl Sockets {
+    /// Claims from `inherited` what fits, and binds the rest.
     pub(crate) fn bind(
         config: &ProxyConfig,
         fronts: &[(SocketAddr, Arc<Front>)],
         tls: &Tls,
+        inherited: &mut Inherited,
     ) -> Result<Self, Error> {
-        let bind =
-            |address, route| Listener::bind(address, route).map_err(|source| Error::Bind { address, source });
+        let mut bind = |role, address| match inherited.claim(role, address) {
+            Some(socket) => Ok(socket),
+            None => listen::bind(address).map_err(|source| Error::Bind { address, source }),
+        };
         let mut listeners = Vec::new();
         for inbound in &config.inbound {
             let mut app = App::new(&inbound.app, inbound.protocol, &config.http.circuit);
@@ -42,36 +53,67 @@ impl Sockets {
             if inbound.mtls == Mtls::Permissive {
                 app.mtls = MtlsMode::Permissive;
             }
-            listeners.push(bind(inbound.listen, Route::Inbound(app))?);
+            listeners.push(Listener::new(bind(Role::Inbound, inbound.listen)?, Route::Inbound(app)));
         }
+        let mut fixed = Vec::new();
         for outbound in &config.outbound {
             let to = match (&outbound.service, &outbound.connect, &outbound.identity) {
                 (_, Some(connect), Some(identity)) => {
                     let (endpoints, circuit) = (std::slice::from_ref(connect), &config.http.circuit);
                     let upstream = Upstream::new(tls, connect, identity.clone(), endpoints, circuit)?;
-                    Destination::Fixed(Arc::new(upstream))
+                    let upstream = Arc::new(upstream);
+                    fixed.push(Arc::clone(&upstream));
+                    Destination::Fixed(upstream)
                 }
                 (service, _, _) => Destination::Service(service.as_deref().unwrap_or_default().into()),
             };
             let protocol = settle(outbound.protocol, outbound.listen.port());
             let exit = Exit { to, protocol, rate: rate_limit(&config.http) };
-            listeners.push(bind(outbound.listen, Route::Outbound(exit))?);
+            listeners.push(Listener::new(bind(Role::Outbound, outbound.listen)?, Route::Outbound(exit)));
         }
         for (address, front) in fronts {
-            listeners.push(bind(*address, Route::Gateway(Arc::clone(front)))?);
+            listeners.push(Listener::new(bind(Role::Gateway, *address)?, Route::Gateway(Arc::clone(front))));
         }
-        let address = config.metrics.listen;
-        let metrics =
-            std::net::TcpListener::bind(address).map_err(|source| Error::Bind { address, source })?;
-        metrics.set_nonblocking(true)?;
-        Ok(Self { listeners, inbound: config.inbound.len(), outbound: config.outbound.len(), metrics })
+        let metrics = bind(Role::Metrics, config.metrics.listen)?;
+        let admin = config.admin.listen.map(|address| bind(Role::Admin, address)).transpose()?;
+        let (inbound, outbound) = (config.inbound.len(), config.outbound.len());
+        Ok(Self { listeners, inbound, outbound, metrics, admin, fixed })
     }
 
+    /// What the addresses became.
     pub(crate) fn addresses(&self) -> Result<Bound, Error> {
         let mut inbound = self.listeners.iter().map(Listener::address).collect::<Result<Vec<_>, _>>()?;
         let mut outbound = inbound.split_off(self.inbound);
         let gateway = outbound.split_off(self.outbound);
-        Ok(Bound { inbound, outbound, gateway, metrics: self.metrics.local_addr()? })
+        let admin = self.admin.as_ref().map(TcpListener::local_addr).transpose()?;
+        Ok(Bound { inbound, outbound, gateway, metrics: self.metrics.local_addr()?, admin })
+    }
+
+    /// Second handles of all of them, for a successor.
+    pub(crate) fn offers(&self) -> Result<Offers, Error> {
+        let of_listener = |listener: &Listener| {
+            let role = match listener.route() {
+                Route::Inbound(_) => Role::Inbound,
+                Route::Outbound(_) => Role::Outbound,
+                Route::Gateway(_) => Role::Gateway,
+            };
+            Ok(Offer { role, socket: listener.duplicate()? })
+        };
+        let mut offers =
+            self.listeners.iter().map(of_listener).collect::<Result<Vec<_>, std::io::Error>>()?;
+        offers.push(Offer { role: Role::Metrics, socket: self.metrics.try_clone()? });
+        if let Some(admin) = &self.admin {
+            offers.push(Offer { role: Role::Admin, socket: admin.try_clone()? });
+        }
+        Ok(Offers::new(offers))
+    }
+}
+
+impl Bound {
+    /// Every address.
+    pub fn all(&self) -> Vec<SocketAddr> {
+        let listeners = self.inbound.iter().chain(&self.outbound).chain(&self.gateway);
+        listeners.chain([&self.metrics]).chain(&self.admin).copied().collect()
     }
 }
 

@@ -9,11 +9,14 @@ use std::sync::Arc;
 use postern_config::file::proxy::{Log, LogFormat};
 use tokio::sync::mpsc;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 mod exchange;
 pub mod gateway;
 mod histogram;
+mod level;
 pub mod metrics;
 mod otlp;
 mod record;
@@ -22,6 +25,7 @@ mod requests;
 mod tests;
 
 pub use exchange::Exchange;
+pub use level::LogLevel;
 pub use metrics::{Direction, Metrics};
 pub use record::{Outcome, Record};
 
@@ -122,21 +126,28 @@ async fn write(mut events: mpsc::Receiver<Event>, metrics: Arc<Metrics>, endpoin
     }
 }
 
-/// Directs log lines to standard error through a queue of their own; the guard flushes it when dropped.
-pub fn logs(log: &Log) -> Result<WorkerGuard, String> {
-    let filter = EnvFilter::try_new(&log.level).map_err(|e| format!("log.level {:?}: {e}", log.level))?;
+/// Directs log lines to standard error through a queue of their own; the guard flushes it when dropped. The level can be
+/// changed while they flow.
+pub fn logs(log: &Log) -> Result<(LogLevel, WorkerGuard), String> {
+    let level = LogLevel::new(&log.level).map_err(|e| format!("log.level {:?}: {e}", log.level))?;
     let (writer, guard) =
         NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LOG_LINES).finish(std::io::stderr());
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let layer = tracing_subscriber::fmt::layer()
         .with_writer(writer)
-        .with_target(false)
         // It would print to standard error that standard error cannot be written, and panic over that.
         .log_internal_errors(false);
+    let registry = tracing_subscriber::registry();
     let installed = match log.format {
-        LogFormat::Json => builder.json().flatten_event(true).with_target(true).try_init(),
-        LogFormat::Text => builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Json => {
+            let layer = layer.json().flatten_event(true).with_target(true);
+            registry.with(layer.with_filter(level.clone())).try_init()
+        }
+        LogFormat::Text => {
+            let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            let layer = layer.with_ansi(colours).with_target(false);
+            registry.with(layer.with_filter(level.clone())).try_init()
+        }
     };
     installed.map_err(|e| e.to_string())?;
-    Ok(guard)
+    Ok((level, guard))
 }

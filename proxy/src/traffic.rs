@@ -6,19 +6,33 @@ use postern_config::file::proxy::ProxyConfig;
 use tokio_util::sync::CancellationToken;
 
 use crate::drain::{Act, Drain, Event};
+use crate::handover::Offers;
 use crate::listen::admission::{Admission, Connections};
 use crate::listen::{self, Acceptor, Listener, Stops};
 use crate::readiness::{Missing, Readiness};
-use crate::worker::{self, Shared};
+use crate::succession::Succession;
+use crate::worker::show::Inquiry;
+use crate::worker::{self, Handle, Shared};
 use crate::{Error, on_thread};
 
-/// Starts acceptor and workers, waits for the end of both.
+/// What traffic is told from outside.
+pub(crate) struct Wishes<'a> {
+    /// Cancelled, the drain begins.
+    pub(crate) shutdown: &'a CancellationToken,
+    /// A successor may take the sockets over.
+    pub(crate) succession: &'a Succession,
+    /// The handles that it would get.
+    pub(crate) offers: &'a Offers,
+}
+
+/// Starts acceptor and workers, waits for the end of both. `on_started` is called once connections are accepted.
 pub(crate) async fn carry(
     listeners: Vec<Listener>,
     shared: &Shared,
     config: &ProxyConfig,
     readiness: &Readiness,
-    shutdown: &CancellationToken,
+    wishes: Wishes<'_>,
+    on_started: impl FnOnce(Vec<Inquiry>),
 ) -> Result<(), Error> {
     let count = match config.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -41,7 +55,8 @@ pub(crate) async fn carry(
         workers: handles,
         telemetry: shared.telemetry.clone(),
     };
-    let stops = Stops { at_once: kill, ..Stops::default() };
+    let inquiries = acceptor.workers.iter().map(Handle::inquiry).collect();
+    let stops = Stops { at_once: kill, succession: wishes.succession.clone(), ..Stops::default() };
     let deaf = CancellationToken::new();
     threads.push(on_thread("postern-accept", {
         let (stops, at_its_end) = (stops.clone(), deaf.clone().drop_guard());
@@ -50,15 +65,16 @@ pub(crate) async fn carry(
             listen::run(listeners, acceptor, stops).await
         }
     })?);
+    on_started(inquiries);
     let (ended, all_ended) = tokio::sync::oneshot::channel();
     let waiter = std::thread::Builder::new().name("postern-drain".to_owned()).spawn(move || {
         threads.into_iter().for_each(|t| drop(t.join()));
         // Nobody waits any more only where this process is being torn down.
         let _ = ended.send(());
     })?;
-    let stop = Stop { readiness, shared, stops: &stops, connections: &connections };
+    let stop = Stop { readiness, shared, stops: &stops, connections: &connections, offers: wishes.offers };
     let drain = Drain::new(config.drain.pre_drain.as_duration(), config.drain.timeout.as_duration());
-    let result = stop.follow(drain, shutdown, &deaf, all_ended).await;
+    let result = stop.follow(drain, wishes.shutdown, &deaf, all_ended).await;
     let _ = waiter.join();
     result
 }
@@ -69,6 +85,7 @@ struct Stop<'a> {
     shared: &'a Shared,
     stops: &'a Stops,
     connections: &'a Connections,
+    offers: &'a Offers,
 }
 
 impl Stop<'_> {
@@ -86,17 +103,21 @@ impl Stop<'_> {
             self.connections.no_inbound().await;
         };
         tokio::pin!(inbound_ended);
-        let (mut asked, mut inbound_has_ended) = (false, false);
+        let (mut asked, mut succeeded, mut inbound_has_ended) = (false, false, false);
         loop {
             let event = tokio::select! {
                 biased;
                 _ = &mut all_ended => return result,
+                () = self.stops.succession.happened(), if !succeeded => {
+                    succeeded = true;
+                    Event::HandedOver
+                }
                 () = shutdown.cancelled(), if !asked => {
                     asked = true;
                     Event::Asked
                 }
                 // A proxy that accepts nothing must not go on looking ready.
-                () = deaf.cancelled(), if !asked => {
+                () = deaf.cancelled(), if !asked && !succeeded => {
                     asked = true;
                     result = Err(Error::Deaf);
                     Event::Deaf
@@ -116,11 +137,12 @@ impl Stop<'_> {
     fn act(&self, act: Act) {
         match act {
             Act::FailReadiness => {
-                tracing::info!("draining");
+                tracing::info!("no longer ready");
                 self.readiness.missing(Missing::Draining);
             }
-            Act::LeaveSockets => self.stops.handed_over.cancel(),
             Act::StopInbound => {
+                tracing::info!("draining");
+                self.offers.close();
                 self.stops.inbound.cancel();
                 self.shared.drain.cancel();
             }

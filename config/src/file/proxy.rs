@@ -33,6 +33,10 @@ pub struct ProxyConfig {
     pub limits: Limits,
     /// `/livez`, `/readyz` and `/metrics`.
     pub metrics: Metrics,
+    /// What operators ask a running proxy, and tell it.
+    pub admin: Admin,
+    /// How a new process takes the place of a running one.
+    pub handover: Handover,
     /// Log lines.
     pub log: Log,
     /// OpenTelemetry export of traces and metrics; off unless an endpoint is given.
@@ -252,6 +256,31 @@ impl Default for Metrics {
     }
 }
 
+/// Where operators' endpoints are.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// A Unix socket (0600, for this process's user and root) in a directory that not everybody may write. Left out, it is
+    /// /run/postern/admin.sock where that can be had; a path that is given must be usable.
+    pub socket: Option<PathBuf>,
+    /// `ip:port` on loopback: read-only and without peers, since every program on the host can reach it. Off by default.
+    pub listen: Option<SocketAddr>,
+}
+
+impl Admin {
+    /// The socket where none is configured.
+    pub const DEFAULT_SOCKET: &'static str = "/run/postern/admin.sock";
+}
+
+/// How a new process takes the place of a running one.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Handover {
+    /// A Unix socket (0600) over which a process that starts takes the listening sockets of the one that runs; no connection
+    /// is lost. Both need `identity.cache`, or the new one a join string of its own. Off by default.
+    pub socket: Option<PathBuf>,
+}
+
 /// Log lines, on standard error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -396,6 +425,15 @@ impl ProxyConfig {
             }
         }
         self.check_addresses()?;
+        if self.admin.listen.is_some_and(|listen| !listen.ip().is_loopback()) {
+            return fail(
+                "admin.listen".to_owned(),
+                "must be a loopback address: nobody is authenticated there. From elsewhere, use the socket",
+            );
+        }
+        if self.handover.socket.is_some() && self.handover.socket == self.admin.socket {
+            return fail("handover.socket".to_owned(), "is taken by admin.socket");
+        }
         if self.identity.ttl == Span::from_secs(0) {
             return fail("identity.ttl".to_owned(), "a certificate that lives for 0s serves nobody");
         }
@@ -410,7 +448,8 @@ impl ProxyConfig {
         let edge = self.gateway.iter().flat_map(|g| g.listeners.iter().enumerate());
         let edge = edge.map(|(i, l)| (format!("gateway.listeners[{i}]"), l.listen));
         let mut seen: Vec<(String, SocketAddr)> = vec![("metrics".to_owned(), self.metrics.listen)];
-        for (at, address) in inbound.chain(outbound).chain(edge) {
+        let admin = self.admin.listen.map(|listen| ("admin".to_owned(), listen));
+        for (at, address) in admin.into_iter().chain(inbound).chain(outbound).chain(edge) {
             if let Some((earlier, _)) = seen.iter().find(|(_, a)| *a == address && a.port() != 0) {
                 return Err(ConfigError { why: format!("{address} is taken by {earlier}"), at });
             }

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
@@ -18,6 +19,8 @@ use super::wait::until;
 use crate::http::{self, Answer};
 
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+/// How many options were made in this process.
+static STARTED: AtomicUsize = AtomicUsize::new(0);
 /// For the sidecar's own endpoints.
 const PROBE: Duration = Duration::from_secs(5);
 
@@ -42,6 +45,8 @@ pub struct SidecarOptions {
     pub config: String,
     /// Where `/metrics` and `/readyz` are.
     pub metrics: SocketAddr,
+    /// Where operators ask it, below the mesh's directory; each has its own, even of two that are called the same.
+    pub admin: PathBuf,
     /// Environment, such as a preloaded clock.
     pub env: Vec<(String, String)>,
     /// Further arguments.
@@ -61,6 +66,7 @@ impl SidecarOptions {
             cache: None,
             config: String::new(),
             metrics: ANY,
+            admin: format!("{name}-{}.sock", STARTED.fetch_add(1, Ordering::Relaxed)).into(),
             env: Vec::new(),
             args: Vec::new(),
         }
@@ -253,6 +259,21 @@ impl Sidecar {
         self.process.wait_for_log(limit, wanted)
     }
 
+    /// Where operators ask it.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.dir.join(&self.options.admin)
+    }
+
+    /// What `postern-proxy admin ARGS` answers.
+    pub fn admin(&self, args: &[&str]) -> Result<Value> {
+        let mut command = Command::new(self.binaries.proxy());
+        command.arg("admin").args(args).arg("--socket").arg(self.admin_socket()).args(["--output", "json"]);
+        let output = command.output()?;
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        anyhow::ensure!(output.status.success(), "postern-proxy admin {args:?}: {told}");
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
     /// SIGTERM, without waiting: it drains.
     pub fn sigterm(&mut self) {
         self.process.signal(Signal::SIGTERM);
@@ -308,6 +329,7 @@ fn spawn(binaries: &Binaries, dir: &Path, options: &SidecarOptions) -> Result<Pr
     if let Some(cache) = &options.cache {
         command.arg("--identity-cache").arg(cache);
     }
+    command.arg("--admin-socket").arg(dir.join(&options.admin));
     command.args(["--metrics", &options.metrics.to_string(), "--log-format", "json", "--output", "json"]);
     command.args(&options.args).envs(options.env.iter().map(|(k, v)| (k, v)));
     Process::spawn(&options.name, command, dir)

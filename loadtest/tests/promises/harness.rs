@@ -71,8 +71,9 @@ fn both_planes_come_back_on_the_same_addresses() {
 #[test]
 fn a_sidecar_that_ends_before_it_is_ready_says_why() {
     let mesh = Mesh::start().unwrap();
-    let options = mesh.options("web").unwrap().outbound("shop");
+    let mut options = mesh.options("web").unwrap().outbound("shop");
     let _first = mesh.sidecar(options.clone()).unwrap();
+    options.admin = "second.sock".into();
     let error = mesh.sidecar(options).unwrap_err();
     assert!(format!("{error:#}").contains("token"), "{error:#}");
 }

@@ -12,7 +12,7 @@ use postern_config::wire::{self, v1};
 use crate::discover::Services;
 use crate::policy::CurrentPolicy;
 use crate::readiness::{Missing, Readiness};
-use crate::snapshot::{Snapshots, Trust};
+use crate::snapshot::{Documents, Snapshots, Trust};
 use crate::telemetry::Metrics;
 use crate::tls::Tls;
 
@@ -70,6 +70,12 @@ impl Held {
             let policy = Policy::compile(&policies, self.trust_domain.clone());
             publish_policy(policy, modes, snapshots, metrics);
         }
+        let in_force = self.state.policies.clone().unwrap_or_default();
+        snapshots.documents.store(Arc::new(Documents {
+            generation: self.state.generation,
+            policies: in_force.documents,
+            peer_authentications: in_force.peer_authentications,
+        }));
         if let Some(services) = services {
             snapshots.services.store(Arc::new(services));
         }

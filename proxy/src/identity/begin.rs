@@ -16,6 +16,7 @@ use super::{Driver, IdentityError, instance, ttl_ms};
 use crate::clock::Steps;
 use crate::readiness::Readiness;
 use crate::snapshot::Snapshots;
+use crate::succession::Pen;
 use crate::telemetry::Metrics;
 use crate::tls::Tls;
 
@@ -35,6 +36,8 @@ pub struct Setup {
     pub join: Option<JoinSource>,
     /// Endpoints to announce.
     pub endpoints: Vec<v1::Announcement>,
+    /// The right to renew and to write the cache, which another process of this identity may hold.
+    pub pen: Pen,
 }
 
 impl Driver {
@@ -88,6 +91,9 @@ impl Driver {
             steps: Steps::default(),
             failures: 0,
             spent_token,
+            pen: setup.pen,
+            writing: None,
+            unsaved: false,
         };
         let begun = driver.apply(&restored).and_then(|()| driver.publish_identity());
         begun.map_err(|why| match resumed_from {

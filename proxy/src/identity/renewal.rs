@@ -40,6 +40,11 @@ impl Schedule {
         Self { renew_at_ms: i64::MIN, ..self }
     }
 
+    /// When renewal is due.
+    pub fn at_ms(&self) -> i64 {
+        self.renew_at_ms
+    }
+
     /// How long until renewal is due; zero once it is.
     pub fn wait(&self, now_ms: i64) -> Duration {
         Duration::from_millis(u64::try_from(self.renew_at_ms.saturating_sub(now_ms)).unwrap_or(0))

@@ -95,3 +95,26 @@ pub(super) async fn answer(worker: Rc<Worker>, mut questions: mpsc::Receiver<Que
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_hangs_or_has_died_keeps_nobody_waiting() {
+        let (hangs, mut questions) = Inquiry::new(0);
+        assert_eq!(hangs.endpoints().await, Err(Silent));
+        // Its queue fills and stays bounded.
+        for _ in 0..2 * WAITING {
+            assert_eq!(hangs.endpoints().await, Err(Silent));
+        }
+        let mut waiting = 0;
+        while questions.try_recv().is_ok() {
+            waiting += 1;
+        }
+        assert_eq!(waiting, WAITING);
+        let (died, questions) = Inquiry::new(1);
+        drop(questions);
+        assert_eq!(died.endpoints().await, Err(Silent));
+    }
+}

@@ -1,7 +1,7 @@
 //! SIGTERM: nothing new, time for what is open, then the end; a second one does not wait.
 
 use std::io::ErrorKind;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 
 use nix::sys::signal::Signal;
 
@@ -17,10 +17,14 @@ fn talking(scene: &Scene) -> Client {
     client
 }
 
-/// Tells it to stop; returns once it takes no more peers. The app may still call out while it is answering.
+/// Tells it to stop; returns once it takes no peers any more.
 fn stop(scene: &Scene) {
     scene.proxy.signal(Signal::SIGTERM);
-    let refused = || TcpStream::connect(scene.proxy.inbound).err().map(|error| error.kind());
+    wait_until_closed(scene.proxy.inbound);
+}
+
+fn wait_until_closed(listener: SocketAddr) {
+    let refused = || TcpStream::connect(listener).err().map(|error| error.kind());
     assert_eq!(eventually("the listener's end", refused), ErrorKind::ConnectionRefused);
 }
 
@@ -31,6 +35,7 @@ fn an_open_connection_is_carried_to_its_end() {
     let source = client.source();
     stop(&scene);
     assert!(scene.proxy.readiness().contains("draining"));
+    TcpStream::connect(scene.proxy.outbound).expect("an answer may need the app's own connections");
     let much = vec![7; 3 << 20];
     let (sent, mut got) = (much.len(), 0);
     for piece in much.chunks(64 * 1024) {
@@ -65,6 +70,30 @@ fn a_second_signal_does_not_wait() {
     scene.proxy.signal(Signal::SIGTERM);
     assert_eq!(scene.proxy.wait().code(), Some(1));
     drop(client);
+}
+
+#[test]
+fn peers_are_still_taken_for_a_while_after_readiness_has_failed() {
+    let mut scene = Scene::with(|options| options.yaml("drain: { pre_drain: 2s, timeout: 1h }"));
+    scene.proxy.signal(Signal::SIGTERM);
+    eventually("not ready", || scene.proxy.readiness().contains("draining").then_some(()));
+    let client = talking(&scene);
+    wait_until_closed(scene.proxy.inbound);
+    assert!(scene.proxy.ended().is_none(), "what came late is carried to its end as well");
+    drop(client);
+    assert_eq!(scene.proxy.wait().code(), Some(0));
+}
+
+#[test]
+fn the_apps_own_connections_go_on_until_the_inbound_side_has_ended() {
+    let mut scene = Scene::with(|options| options.yaml("drain: { timeout: 1h }"));
+    let client = talking(&scene);
+    stop(&scene);
+    // The app answers the last request, and needs to ask somebody else for that.
+    drop(TcpStream::connect(scene.proxy.outbound).unwrap());
+    drop(client);
+    wait_until_closed(scene.proxy.outbound);
+    assert_eq!(scene.proxy.wait().code(), Some(0));
 }
 
 #[test]

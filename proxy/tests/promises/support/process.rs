@@ -85,6 +85,7 @@ impl Proxy {
         command.arg("--config").arg(dir.write("proxy.yaml", &options.yaml));
         command.arg("--identity-cache").arg(dir.path());
         command.args(["--control", "127.0.0.1:1", "--metrics", "127.0.0.1:0"]);
+        command.arg("--admin-socket").arg(dir.path().join("admin.sock"));
         command.args(["--output", "json", "--log-format", "json"]);
         command.arg("--inbound").arg(format!("127.0.0.1:0={}", options.app));
         command.arg("--outbound").arg(format!("127.0.0.1:0={},{PEER}", options.upstream));
