@@ -126,6 +126,8 @@ async fn attempts(worker: &Rc<Worker>, to: &To<'_>, mut request: Request) -> Res
         let key = next(worker, to, &tried)?;
         let tried_now = Arc::clone(&key.address);
         let (end, failure) = match attempt(worker, to, key, sending, &permit, &body_broke).await {
+            // There is one app, and its answer is its answer: the caller's side knows of others.
+            Try::Answered(answer) if to.upstream().is_none() => return Ok(answer),
             Try::Answered(answer) => {
                 let status = answer.response.status();
                 (Ok(answer), Failure::Answer(status))
@@ -185,7 +187,7 @@ async fn attempt(
         Ok(lease) => lease,
         Err(miss) => {
             let refusal = refusal(&key.address, miss);
-            if matches!(refusal.fault, Fault::NotReady | Fault::Overload) {
+            if to.upstream().is_none() || matches!(refusal.fault, Fault::NotReady | Fault::Overload) {
                 return Try::Final(refusal);
             }
             worker.balance.borrow_mut().failed(&key.address, worker.uptime());
