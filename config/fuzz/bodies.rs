@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::str::FromStr;
 
+use http::{HeaderMap, HeaderValue};
 use postern_config::bundle::{BundleSet, TrustBundle};
 use postern_config::enroll::JoinString;
 use postern_config::file;
@@ -14,7 +15,8 @@ use postern_config::http::proxy_protocol::{self, Parsed};
 use postern_config::http::trace::TraceParent;
 use postern_config::http::xfcc::{self, Caller, Element, Mode};
 use postern_config::id::SpiffeId;
-use postern_config::policy::{Connection, Document, MtlsModes, Policy, read_stream};
+use postern_config::policy::lint::{Placed, Setting, lint};
+use postern_config::policy::{Connection, Document, MtlsModes, Policy, Request, Token, read_stream};
 use postern_config::revocation::Revocations;
 use postern_config::svid::{Algorithms, Role, verify};
 use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
@@ -110,16 +112,42 @@ pub(crate) fn policy(data: &[u8]) {
     let _ = MtlsModes::effective(&peers, "istio-system").of(8080);
     let compiled = Policy::compile(&policies, "corp.example".parse().unwrap());
     let peer = ID.parse().unwrap();
-    let verdict = compiled.decide(&Connection {
-        peer: Some(&peer),
+    let ip = [10, 0, 0, 1].into();
+    let connection = |peer| Connection {
+        peer,
         admits_anonymous: false,
-        source_ip: [10, 0, 0, 1].into(),
-        remote_ip: [10, 0, 0, 1].into(),
-        destination_ip: [10, 0, 0, 2].into(),
+        source_ip: ip,
+        remote_ip: ip,
+        destination_ip: ip,
         destination_port: 8080,
         sni: Some("pay.corp.example"),
-    });
-    assert!(!compiled.explain(&verdict).is_empty());
+    };
+    let mut headers = HeaderMap::new();
+    headers.append("x-role", HeaderValue::from_static("ok,banned"));
+    headers.append("x-role", HeaderValue::from_static("ok"));
+    let claims = serde_json::json!({ "group": ["a"], "scope": "a b", "x": { "y": "z" } });
+    let token = Token {
+        issuer: "https://issuer.example".to_owned(),
+        subject: "a/b".to_owned(),
+        claims: claims.as_object().unwrap().clone(),
+        ..Token::default()
+    };
+    for peer in [Some(&peer), None] {
+        let connection = connection(peer);
+        let verdict = compiled.decide(&connection);
+        assert!(!compiled.explain(&verdict).is_empty());
+        assert_eq!(verdict.allow, compiled.allows(&connection));
+        for (path, token) in [("/a/b", Some(&token)), ("/", None), ("*", None)] {
+            let request =
+                Request { connection, method: "GET", host: "Pay.example:80", path, headers: &headers, token };
+            let verdict = compiled.decide_request(&request);
+            assert!(!compiled.explain(&verdict).is_empty());
+            assert_eq!(verdict.allow, compiled.allows_request(&request));
+        }
+    }
+    if let Ok(placed) = Placed::read(text, 0) {
+        lint(&placed, &Setting { root_namespace: "istio-system", tcp_ports: &[8080] });
+    }
 }
 
 /// What loads reads the same from its JSON, and can be checked.

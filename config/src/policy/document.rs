@@ -11,6 +11,10 @@ use super::pattern::{IpBlock, NamespacePattern, Port, Principal, ServiceAccount,
 use crate::file::YamlError;
 use crate::id::SpiffeId;
 
+/// How deep JSON may nest; a document needs ten, and the YAML reader stops at this too.
+const MAX_DEPTH: usize = 64;
+/// The longest name in bytes, as in Kubernetes.
+const MAX_NAME: usize = 253;
 /// The annotation that makes a policy count as absent while it is tried out.
 const DRY_RUN: &str = "istio.io/dry-run";
 
@@ -69,9 +73,10 @@ pub enum Kind {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {
     /// Unique within the namespace.
+    #[serde(deserialize_with = "name")]
     pub name: String,
     /// Policies of the root namespace apply to every workload, others to those of their own namespace.
-    #[serde(default = "default_namespace")]
+    #[serde(default = "default_namespace", deserialize_with = "name")]
     pub namespace: String,
     /// Kept, without meaning here.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -101,6 +106,18 @@ impl Metadata {
     pub fn full_name(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
+}
+
+/// A name as Kubernetes has them (RFC 1123): it stands in paths, labels and logs.
+fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(allowed) {
+        return Err(serde::de::Error::custom(format_args!(
+            "a name has 1 to {MAX_NAME} letters, digits, `-`, `.` and `_`"
+        )));
+    }
+    Ok(name)
 }
 
 fn default_namespace() -> String {
@@ -284,7 +301,7 @@ impl<'de> Deserialize<'de> for Condition {
 impl AuthorizationPolicy {
     /// Reads one JSON document, as [`Self::to_json`] writes it.
     pub fn from_json(text: &str) -> Result<Self, PolicyError> {
-        Ok(serde_json::from_str(text)?)
+        read_json(text)
     }
 
     /// One JSON document.
@@ -324,4 +341,24 @@ pub(super) fn in_scope(
     let namespace = &metadata.namespace;
     let reaches = namespace == root_namespace || workload.namespace() == Some(namespace);
     reaches && selector.iter().flat_map(|s| &s.match_labels).all(|(k, v)| labels.get(k) == Some(v))
+}
+
+/// Reads JSON that nests no deeper than a document does, the parts that are skipped included.
+pub(super) fn read_json<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, PolicyError> {
+    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => depth += 1,
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            let why = format!("nested deeper than {MAX_DEPTH}");
+            return Err(PolicyError::Json(serde::de::Error::custom(why)));
+        }
+    }
+    Ok(serde_json::from_str(text)?)
 }

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::PolicyError;
-use super::document::{ApiVersion, Ignored, Metadata, Selector, in_scope};
+use super::document::{ApiVersion, Ignored, Metadata, Selector, in_scope, read_json};
 use super::pattern::Port;
 use crate::id::SpiffeId;
 
@@ -160,7 +160,7 @@ enum Scope {
 impl PeerAuthentication {
     /// Reads one JSON document, as [`Self::to_json`] writes it.
     pub fn from_json(text: &str) -> Result<Self, PolicyError> {
-        Ok(serde_json::from_str(text)?)
+        read_json(text)
     }
 
     /// One JSON document.

@@ -59,7 +59,7 @@ pub(super) fn read(text: &str) -> Result<Vec<(Document, file::Piece<'_>)>, Polic
 impl Document {
     /// Reads one JSON document of either kind.
     pub fn from_json(text: &str) -> Result<Self, PolicyError> {
-        Ok(match serde_json::from_str::<Kinded>(text)?.kind {
+        Ok(match super::document::read_json::<Kinded>(text)?.kind {
             DocumentKind::AuthorizationPolicy => Self::Policy(AuthorizationPolicy::from_json(text)?),
             DocumentKind::PeerAuthentication => Self::Peer(PeerAuthentication::from_json(text)?),
         })

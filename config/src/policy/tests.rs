@@ -6,6 +6,7 @@ use crate::id::SpiffeId;
 mod documents;
 mod explain;
 mod fields;
+mod hostile;
 mod lint;
 mod order;
 mod peers;

@@ -16,6 +16,9 @@ use crate::snapshot::{Documents, Snapshots, Trust};
 use crate::telemetry::Metrics;
 use crate::tls::Tls;
 
+#[cfg(test)]
+mod tests;
+
 /// The sections that are in force, as they came; this is also what the cache keeps.
 pub(super) struct Held {
     trust_domain: TrustDomain,
