@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use postern_config::file::gateway::{self as config, EdgeProtocol, Network};
+use postern_config::file::jwt::JwtProvider;
 use postern_config::http::proxy_protocol::{self, Parsed};
 use postern_config::reason::Reason;
 use tokio::io::AsyncReadExt as _;
@@ -25,6 +26,8 @@ use tokio::time::timeout_at;
 use crate::finish::{self, Socketed as _};
 use crate::http::Version;
 use crate::http::introduce::Introduction;
+use crate::jwt::Jwt;
+use crate::jwt::refresh::{self, Pace};
 use crate::snapshot::Snapshots;
 use crate::telemetry::{Direction, Metrics, Outcome, Record};
 use crate::tls::edge::{self, ClientChain, Hello};
@@ -51,6 +54,9 @@ pub struct Gateway {
     /// Each listener's address and what is done there.
     pub fronts: Vec<(SocketAddr, Arc<Front>)>,
     keeper: Keeper,
+    jwt: Jwt,
+    providers: Vec<JwtProvider>,
+    snapshots: Arc<Snapshots>,
 }
 
 /// One listener: what is spoken there, and to whom it leads.
@@ -97,11 +103,12 @@ impl Gateway {
         snapshots: &Arc<Snapshots>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, FilesError> {
+        let jwt = Jwt::new(&config.jwt, &metrics.jwt);
         let (mut hosts, mut kept) = (Hosts::default(), Vec::new());
         for host in &config.hosts {
             let loaded = host.certificate.is_some().then(|| Files::load(host, snapshots)).transpose()?;
             let (files, server) = loaded.unzip();
-            let built = Arc::new(Host::new(host, server));
+            let built = Arc::new(Host::new(host, server, jwt.rule(&host.jwt)));
             host.names.iter().for_each(|name| hosts.insert(name, Arc::clone(&built)));
             kept.extend(files.map(|files| (built, files)));
         }
@@ -119,12 +126,16 @@ impl Gateway {
             (listener.listen, Arc::new(front))
         };
         let fronts = config.listeners.iter().map(front).collect();
-        Ok(Self { fronts, keeper: Keeper::new(kept, Arc::clone(snapshots), Arc::clone(metrics)) })
+        let keeper = Keeper::new(kept, Arc::clone(snapshots), Arc::clone(metrics));
+        let (providers, snapshots) = (config.jwt.clone(), Arc::clone(snapshots));
+        Ok(Self { fronts, keeper, jwt, providers, snapshots })
     }
 
-    /// Takes changes of files into use until `stop`; a future for a thread of its own.
+    /// Takes changes of files into use and keeps issuers' keys fresh until `stop`; a future for a thread of its own.
     pub async fn keep(self, stop: tokio_util::sync::CancellationToken) -> std::io::Result<()> {
-        self.keeper.run(stop).await
+        let keys = refresh::run(&self.jwt, &self.providers, Pace::default(), &self.snapshots, stop.clone());
+        let (kept, ()) = tokio::join!(self.keeper.run(stop), keys);
+        kept
     }
 }
 

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Span;
+use super::jwt::{JwtProvider, JwtRule};
 
 mod check;
 mod name;
@@ -26,6 +27,9 @@ pub struct Gateway {
     pub listeners: Vec<EdgeListener>,
     /// The names that this gateway answers for; whatever is not among them is closed.
     pub hosts: Vec<Host>,
+    /// Whose JWTs hosts can take.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub jwt: Vec<JwtProvider>,
     /// Proxies in front of this one whose entries in `X-Forwarded-For` are believed, counted from the right. 0 replaces
     /// what a client sent.
     pub trusted_hops: u8,
@@ -94,6 +98,9 @@ pub struct Host {
     /// Tells browsers to use HTTPS alone (RFC 6797).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hsts: Option<Hsts>,
+    /// Which JWTs are taken. What a verified one says is for policies to use: `requestPrincipals`, `request.auth.*`.
+    #[serde(default, skip_serializing_if = "JwtRule::is_default")]
+    pub jwt: JwtRule,
     /// Where requests go; the most specific match wins, whatever the order. None matches: 404.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<HttpRoute>,

@@ -170,6 +170,11 @@ impl TokenPlace {
 }
 
 impl JwtRule {
+    /// Whether it says nothing.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Checks the names against the providers that there are.
     pub fn check(&self, at: &str, providers: &[JwtProvider]) -> Result<(), ConfigError> {
         let fail = |why: String| Err(ConfigError { at: at.to_owned(), why });

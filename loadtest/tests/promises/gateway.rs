@@ -2,6 +2,7 @@
 
 mod edge;
 mod hello;
+mod jwt;
 mod passthrough;
 mod reload;
 mod requests;

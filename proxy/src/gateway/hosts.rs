@@ -8,6 +8,7 @@ use http::HeaderValue;
 use postern_config::file::gateway::{self as config, Hsts, Plain, Redirect};
 
 use super::route::Routes;
+use crate::jwt::Rule;
 use crate::tls::edge;
 
 /// One host: a name or several, with everything that is answered under them.
@@ -23,6 +24,8 @@ pub struct Host {
     pub redirect: Redirect,
     /// `Strict-Transport-Security`.
     pub hsts: Option<HeaderValue>,
+    /// Which JWTs are taken.
+    pub jwt: Rule,
     /// Where requests go.
     pub routes: Routes,
 }
@@ -42,7 +45,7 @@ pub enum Way {
 
 impl Host {
     /// A host of the configuration; `server` is its TLS, where that ends here.
-    pub fn new(host: &config::Host, server: Option<edge::Server>) -> Self {
+    pub fn new(host: &config::Host, server: Option<edge::Server>, jwt: Rule) -> Self {
         let way = match (server, &host.passthrough) {
             (Some(server), _) => Way::Terminate(ArcSwap::from_pointee(server)),
             (None, Some(config::Passthrough { service: Some(service), .. })) => {
@@ -59,6 +62,7 @@ impl Host {
             plain: host.plain,
             redirect: host.redirect.clone(),
             hsts: host.hsts.as_ref().and_then(hsts),
+            jwt,
             routes: Routes::new(&host.routes),
         }
     }

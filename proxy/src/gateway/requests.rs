@@ -10,7 +10,7 @@ use http::request::Parts;
 use http::{StatusCode, Uri};
 use postern_config::file::gateway::Plain;
 use postern_config::http::path::Rules;
-use postern_config::policy::Request as Question;
+use postern_config::policy::{Request as Question, Token};
 
 use super::client::{Certificate, Forwarded, Hop};
 use super::hosts::Host;
@@ -23,6 +23,7 @@ use crate::http::note::Note;
 use crate::http::refuse::{Fault, Refusal};
 use crate::http::request::{self, Target};
 use crate::http::{Flow, Handler, Request, Response, Version, headers, serve, tunnel};
+use crate::jwt::{Admitted, Reason};
 use crate::policy::CurrentPolicy;
 use crate::telemetry::{Direction, Outcome, Record};
 use crate::worker::Worker;
@@ -127,10 +128,12 @@ impl Edge {
         if self.visitor.called.is_none() && host.plain == Plain::Redirect {
             return redirect(host, &target.host, &parts.uri, &self.visitor.front.label);
         }
+        let admitted = self.admit(host, &parts)?;
+        let token = admitted.as_ref().map(|admitted| &admitted.token);
         let policy = self.worker.shared.snapshots.policy.load_full();
         let policy = policy.ok_or_else(|| Refusal::new(Fault::NotReady, "no policy is held yet"))?;
         let facts = Facts { remote_ip: client, ..self.visitor.facts.clone() };
-        self.judge(&policy, &facts, &parts, &target, note)?;
+        self.judge(&policy, &facts, (&parts, &target), token, note)?;
         // Held on to, it would keep a replaced policy alive for as long as the service takes.
         drop(policy);
         let asked = switch.is_some().then(|| Asked {
@@ -139,8 +142,11 @@ impl Edge {
             host: target.host,
             path: parts.uri.path().to_owned(),
             headers: parts.headers.clone(),
-            token: None,
+            token: token.cloned(),
         });
+        if let Some(admitted) = &admitted {
+            admitted.strip(&mut parts.headers, &mut parts.uri);
+        }
         self.visitor.introduction.apply(&mut parts.headers, None);
         let route = host.routes.find(&parts.method, parts.uri.path(), &parts.headers);
         let route = route.ok_or_else(|| Refusal::new(Fault::NoRoute, "no route of the host matches"))?;
@@ -179,12 +185,26 @@ impl Edge {
         }
     }
 
+    /// The request's token, if it has one; one that does not hold ends the request.
+    fn admit(&self, host: &Host, parts: &Parts) -> Result<Option<Admitted>, Refusal> {
+        let now_ms = self.worker.shared.snapshots.clock.now_ms();
+        host.jwt.admit(&parts.headers, parts.uri.query(), now_ms).map_err(|refused| {
+            let fault = match refused.reason {
+                Reason::KeysUnavailable => Fault::KeysUnavailable,
+                _ => Fault::Unauthenticated,
+            };
+            let provider = refused.provider.as_deref().unwrap_or("none");
+            let detail = format!("JWT: {} (provider {provider})", refused.reason.as_str());
+            Refusal { challenge: refused.challenge(), ..Refusal::new(fault, detail) }
+        })
+    }
+
     fn judge(
         &self,
         policy: &CurrentPolicy,
         facts: &Facts,
-        parts: &Parts,
-        target: &Target,
+        (parts, target): (&Parts, &Target),
+        token: Option<&Token>,
         note: &mut Note,
     ) -> Result<(), Refusal> {
         let verdict = policy.decide_request(&Question {
@@ -193,14 +213,14 @@ impl Edge {
             host: &target.host,
             path: parts.uri.path(),
             headers: &parts.headers,
-            token: None,
+            token,
         });
         note.decided(policy, &verdict);
         if verdict.allow {
             return Ok(());
         }
         let denial = Some(ulid::Ulid::new().to_string());
-        Err(Refusal { fault: Fault::Denied, detail: policy.policy().explain(&verdict), denial })
+        Err(Refusal { denial, ..Refusal::new(Fault::Denied, policy.policy().explain(&verdict)) })
     }
 
     fn upstream(&self, route: &Route) -> Result<Arc<Upstream>, Refusal> {

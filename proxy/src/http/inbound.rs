@@ -148,5 +148,6 @@ impl Inbound {
 
 /// A refusal that can be asked about by its id.
 fn denied(detail: String) -> Refusal {
-    Refusal { fault: Fault::Denied, detail, denial: Some(ulid::Ulid::new().to_string()) }
+    let denial = Some(ulid::Ulid::new().to_string());
+    Refusal { denial, ..Refusal::new(Fault::Denied, detail) }
 }

@@ -91,7 +91,7 @@ impl Note {
             || worker.shared.request_log == RequestLog::All;
         if wanted {
             let (fault, detail, denial) = match refusal {
-                Some(Refusal { fault, detail, denial }) => (Some(fault.as_str()), Some(detail), denial),
+                Some(Refusal { fault, detail, denial, .. }) => (Some(fault.as_str()), Some(detail), denial),
                 None => (None, None, None),
             };
             telemetry.exchanged(Box::new(Exchange {

@@ -1,6 +1,6 @@
 //! The answers that this proxy gives itself: each a word of a closed set, with a status, and for gRPC a status of its own.
 
-use ::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use ::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use ::http::{HeaderMap, StatusCode};
 
 use super::{Body, Response};
@@ -97,12 +97,14 @@ pub struct Refusal {
     pub detail: String,
     /// The denial's id, where policy decided.
     pub denial: Option<String>,
+    /// How to come with a token that holds, where that is what is missing (RFC 9110 §11.6.1).
+    pub challenge: Option<&'static str>,
 }
 
 impl Refusal {
     /// A refusal with its sentence.
     pub fn new(fault: Fault, detail: impl Into<String>) -> Self {
-        Self { fault, detail: detail.into(), denial: None }
+        Self { fault, detail: detail.into(), denial: None, challenge: None }
     }
 
     /// The answer. A gRPC client gets its own kind (trailers only, status 200), as it understands no other.
@@ -111,6 +113,9 @@ impl Refusal {
         let headers = response.headers_mut();
         if let Some(denial) = self.denial.as_deref().and_then(|d| HeaderValue::from_str(d).ok()) {
             headers.insert(DENIAL, denial);
+        }
+        if let Some(challenge) = self.challenge {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if grpc {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use super::{
     ClientCertificateMode, EdgeProtocol, Gateway, Host, HostName, HttpRoute, MinTls, PathMatch, Plain,
 };
-use crate::file::Span;
 use crate::file::proxy::ConfigError;
+use crate::file::{Span, jwt};
 use crate::service::{check_name, is_host_port};
 
 /// What a browser asks of a host that wants to be built in.
@@ -25,6 +25,7 @@ impl Gateway {
         if self.hosts.is_empty() {
             return Err(error("gateway.hosts", "is empty: every connection would be refused"));
         }
+        jwt::check("gateway.jwt", &self.jwt)?;
         let mut names: HashMap<&HostName, usize> = HashMap::new();
         for (i, host) in self.hosts.iter().enumerate() {
             let at = format!("gateway.hosts[{i}]");
@@ -37,6 +38,7 @@ impl Gateway {
                 }
             }
             host.check(&at)?;
+            host.jwt.check(&format!("{at}.jwt"), &self.jwt)?;
             self.check_reached(host, &at)?;
         }
         self.check_listeners(&names)
@@ -93,11 +95,12 @@ impl Host {
             if self.certificate.is_some()
                 || !self.routes.is_empty()
                 || self.hsts.is_some()
+                || !self.jwt.is_default()
                 || self.min_tls == MinTls::V12
                 || self.client_certificate.mode != ClientCertificateMode::None
             {
                 return fail(
-                    "what is passed through is not decrypted: `certificate`, `client_certificate`, `min_tls`, `hsts` and `routes` belong to the host behind it",
+                    "what is passed through is not decrypted: `certificate`, `client_certificate`, `min_tls`, `hsts`, `jwt` and `routes` belong to the host behind it",
                 );
             }
             return match (&passthrough.service, &passthrough.address) {
