@@ -14,7 +14,7 @@ const MAX_ATTEMPTS: u32 = 10;
 const MAX_RATE: u32 = 1_000_000;
 
 /// What holds for every HTTP and gRPC request.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
     /// How long a request may take.
@@ -30,6 +30,22 @@ pub struct Http {
     pub rate_limit: Option<RateLimit>,
     /// What the app is told of its callers in `x-forwarded-client-cert`.
     pub xfcc: Xfcc,
+    /// Whether a 403 tells its id in `x-postern-denial`, by which both sides can ask about it; a gateway may keep it to its log.
+    pub denial_header: bool,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            timeouts: Timeouts::default(),
+            retries: Retries::default(),
+            circuit: Circuit::default(),
+            outlier: Outlier::default(),
+            rate_limit: None,
+            xfcc: Xfcc::default(),
+            denial_header: true,
+        }
+    }
 }
 
 /// How long a request may take.

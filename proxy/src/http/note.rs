@@ -80,7 +80,10 @@ impl Note {
         let took = self.begun.elapsed();
         let (response, from, refusal) = match answered {
             Ok(answer) => (answer.response, Some(answer.from), None),
-            Err(refusal) => (refusal.answer(self.grpc), None, Some(refusal)),
+            Err(refusal) => {
+                let answer = refusal.answer(self.grpc, worker.shared.http.denial_header);
+                (answer, None, Some(refusal))
+            }
         };
         // What a gRPC client reads as an error travels as 200; it counts as what it is.
         let status = refusal.as_ref().map_or(response.status(), |r| r.fault.status());

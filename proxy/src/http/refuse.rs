@@ -107,11 +107,12 @@ impl Refusal {
         Self { fault, detail: detail.into(), denial: None, challenge: None }
     }
 
-    /// The answer. A gRPC client gets its own kind (trailers only, status 200), as it understands no other.
-    pub fn answer(&self, grpc: bool) -> Response {
+    /// The answer, with the denial's id where `tells_id`. A gRPC client gets its own kind (trailers only, status 200), as it understands no other.
+    pub fn answer(&self, grpc: bool, tells_id: bool) -> Response {
         let mut response = Response::new(Body::default());
         let headers = response.headers_mut();
-        if let Some(denial) = self.denial.as_deref().and_then(|d| HeaderValue::from_str(d).ok()) {
+        let denial = self.denial.as_deref().filter(|_| tells_id);
+        if let Some(denial) = denial.and_then(|d| HeaderValue::from_str(d).ok()) {
             headers.insert(DENIAL, denial);
         }
         if let Some(challenge) = self.challenge {
