@@ -27,7 +27,7 @@ fn a_mistake_has_its_line_and_column_and_a_cure() {
         ),
         (
             "certificates: {}\n",
-            "1:1  error: unknown field `certificates`; known here: `mode`, `control`, `identity`, `inbound`, `outbound`, `gateway`, `limits`, `metrics`, `log`, `otlp`, `drain`, `http`, `workers`",
+            "1:1  error: unknown field `certificates`; known here: `mode`, `control`, `identity`, `inbound`, `outbound`, `gateway`, `limits`, `metrics`, `admin`, `handover`, `log`, `otlp`, `drain`, `http`, `workers`",
         ),
         (
             "inbound:\n  - listen: 0.0.0.0:99999\n    app: a:1\n",

@@ -1,6 +1,6 @@
 //! A push that cannot be read in full changes nothing: policy, modes, generation and what the cache keeps stay.
 
-use postern_config::file::proxy::Limits;
+use postern_config::file::proxy::ProxyConfig;
 use postern_config::policy::MtlsMode;
 
 use super::*;
@@ -18,7 +18,7 @@ fn proxy() -> Proxy {
     Proxy {
         held: Held::new("corp.example".parse().unwrap()),
         tls: Tls::new(Arc::clone(&snapshots)).unwrap(),
-        metrics: Metrics::new(&snapshots, &Limits::default()),
+        metrics: Metrics::new(&snapshots, &ProxyConfig::default()),
         readiness: Readiness::default(),
         snapshots,
     }
