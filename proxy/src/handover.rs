@@ -7,6 +7,7 @@
 //! … gets its identity, starts …      serves as before
 //! Taken { address }, for each; Ready ▶ accepts no more, drains, ends
 //!   ◀─────────────────────── Farewell
+//! renews the identity ◀─────────────── (its end)
 //! ```
 //! Both hold the same sockets in between, so none of their queues is ever closed. A successor that goes before `Ready` changes
 //! nothing. Each message is JSON in a packet of its own, so there is no half of one.
@@ -26,7 +27,7 @@ mod take;
 mod tests;
 
 pub use give::{Giver, Offer, Offers};
-pub use take::{Predecessor, take};
+pub use take::{Leaving, Predecessor, take};
 
 /// Grows when a message changes its meaning; the two processes must agree on it, not on their versions.
 const PROTOCOL: u32 = 1;

@@ -41,6 +41,8 @@ use renewal::Schedule;
 
 /// How often clocks are compared and expiry is looked at.
 const TICK: Duration = Duration::from_secs(1);
+/// Between tries to reach the control plane once a successor has the identity; most drains end before.
+const SUCCEEDED: Duration = Duration::from_secs(60);
 
 /// Why an identity cannot be obtained; the process ends with it.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +161,11 @@ impl Driver {
                 () = tokio::time::sleep_until(retry_at), if session.is_none() => {
                     match self.connect().await {
                         Ok(opened) => session = Some(opened),
+                        // The successor's next certificate supersedes this one; asking again and again would look like theft.
+                        Err(error) if self.pen.is_given_away() => {
+                            tracing::info!(%error, "the control plane is the successor's now; draining without it");
+                            retry_at = Instant::now() + SUCCEEDED;
+                        }
                         Err(error) => {
                             retry_at = Instant::now() + self.failed(&error, renew_in.is_zero());
                             self.enroll_again().await;

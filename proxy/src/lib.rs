@@ -261,6 +261,7 @@ pub fn run(start: Start, shutdown: &CancellationToken, on_ready: impl FnOnce(&Re
         };
         let stop_identity = CancellationToken::new();
         let identity = tokio::spawn(begun.run(stop_identity.clone()));
+        let mut waiting = tokio::task::JoinSet::new();
         let traffic = async {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -269,10 +270,20 @@ pub fn run(start: Start, shutdown: &CancellationToken, on_ready: impl FnOnce(&Re
             let on_started = |inquiries| {
                 let _ = workers.set(inquiries);
                 doors_open.cancel();
-                if let Some(predecessor) = predecessor.take() {
-                    predecessor.ready(&bound.all());
-                }
-                drop(not_yet_ours.take());
+                let leaving = predecessor.take().and_then(|predecessor| predecessor.ready(&bound.all()));
+                let longest = shared.snapshots.credentials.load().as_ref().map_or(Duration::ZERO, |c| {
+                    let left = c.not_after().saturating_sub(shared.snapshots.clock.now());
+                    Duration::from_secs(u64::try_from(left).unwrap_or(0) / 2)
+                });
+                // Once this process renews, the predecessor hears of no policy any more: it may end first, if it does not
+                // take half of what is left of the certificate.
+                let held = not_yet_ours.take();
+                waiting.spawn(async move {
+                    if let Some(leaving) = leaving {
+                        let _ = tokio::time::timeout(longest, leaving.gone()).await;
+                    }
+                    drop(held);
+                });
                 serving.cancel();
                 if let Some(ready) = Ready::new(bound, &shared.snapshots) {
                     on_ready(&ready);

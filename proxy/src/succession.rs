@@ -1,6 +1,7 @@
 //! One process after another on the same sockets: whether a successor has taken over, and who may renew the identity.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{Mutex, OwnedMutexGuard};
@@ -34,7 +35,10 @@ impl Succession {
 /// The right to renew the identity and to write its cache: one process at a time has it. Two that renew the same
 /// certificate would supersede each other's.
 #[derive(Debug, Clone, Default)]
-pub struct Pen(Arc<Mutex<()>>);
+pub struct Pen {
+    hand: Arc<Mutex<()>>,
+    given_away: Arc<AtomicBool>,
+}
 
 /// The pen in somebody's hand.
 #[derive(Debug)]
@@ -43,11 +47,21 @@ pub struct Held(#[expect(dead_code, reason = "held for its drop")] OwnedMutexGua
 impl Pen {
     /// Takes it, as soon as a renewal that is under way has ended.
     pub async fn take(&self) -> Held {
-        Held(Arc::clone(&self.0).lock_owned().await)
+        Held(Arc::clone(&self.hand).lock_owned().await)
+    }
+
+    /// It does not come back: a successor has it.
+    pub fn give_away(&self) {
+        self.given_away.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a successor has it.
+    pub fn is_given_away(&self) -> bool {
+        self.given_away.load(Ordering::Relaxed)
     }
 
     /// Takes it, if nobody has it.
     pub fn try_take(&self) -> Option<Held> {
-        Arc::clone(&self.0).try_lock_owned().ok().map(Held)
+        Arc::clone(&self.hand).try_lock_owned().ok().map(Held)
     }
 }

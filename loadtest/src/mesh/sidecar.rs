@@ -51,6 +51,8 @@ pub struct SidecarOptions {
     pub env: Vec<(String, String)>,
     /// Further arguments.
     pub args: Vec<String>,
+    /// What starts the program, which is its last argument with its own behind; empty for nothing in between.
+    pub launcher: Vec<String>,
 }
 
 impl SidecarOptions {
@@ -69,6 +71,7 @@ impl SidecarOptions {
             admin: format!("{name}-{}.sock", STARTED.fetch_add(1, Ordering::Relaxed)).into(),
             env: Vec::new(),
             args: Vec::new(),
+            launcher: Vec::new(),
         }
     }
 
@@ -306,7 +309,14 @@ impl Sidecar {
 }
 
 fn spawn(binaries: &Binaries, dir: &Path, options: &SidecarOptions) -> Result<Process> {
-    let mut command = Command::new(binaries.proxy());
+    let mut command = match options.launcher.split_first() {
+        None => Command::new(binaries.proxy()),
+        Some((launcher, args)) => {
+            let mut command = Command::new(launcher);
+            command.args(args).arg(binaries.proxy());
+            command
+        }
+    };
     if !options.config.is_empty() {
         let config = dir.join(format!("{}.yaml", options.name));
         fs::write(&config, &options.config)?;

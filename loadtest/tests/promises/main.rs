@@ -22,4 +22,5 @@ mod readme;
 mod resilience;
 mod rotation;
 mod support;
+mod takeover;
 mod telemetry;

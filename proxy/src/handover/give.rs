@@ -22,6 +22,8 @@ use crate::succession::{Held, Pen, Succession};
 
 /// For the first message, and for the successor to take what it is sent. How long it needs to become ready is its own affair.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// For a renewal that is under way.
+const RENEWAL: Duration = Duration::from_secs(3);
 /// After a failed accept.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -151,7 +153,11 @@ impl Giver {
                 other => return Err(unexpected(&other)),
             }
             // What is renewed from here on would be lost on the successor, which reads the cache next.
-            let pen = self.pen.take().await;
+            let Ok(pen) = tokio::time::timeout(RENEWAL, self.pen.take()).await else {
+                let why = "it has taken over itself and its predecessor still drains; try again when that has ended";
+                say(connection, &Message::Refused { why: why.to_owned() }, None).await?;
+                return Err(io::Error::other(why));
+            };
             let Some(offers) = self.offers.duplicates()? else {
                 let why = "it is stopping; wait for its end".to_owned();
                 say(connection, &Message::Refused { why: why.clone() }, None).await?;
@@ -174,6 +180,7 @@ impl Giver {
                 other => return Err(unexpected(&other)),
             }
         }
+        self.pen.give_away();
         self.succession.conclude(taken);
         // It serves already; whether it hears this changes nothing.
         let _ = say(connection, &Message::Farewell, None).await;

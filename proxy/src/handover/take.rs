@@ -10,8 +10,8 @@ use socket2::Socket;
 use super::{HandoverError, Message, PROTOCOL, unexpected};
 use crate::inherit::Inherited;
 use crate::os::caller::Caller;
-use crate::os::passing;
 use crate::os::private_socket::{self, Kind};
+use crate::os::{passing, watch_messages};
 
 /// For each answer. The first one waits for a renewal of the predecessor's that is under way.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -23,6 +23,25 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub struct Predecessor {
     connection: Socket,
     offered: Vec<SocketAddr>,
+}
+
+/// A predecessor that drains.
+#[derive(Debug)]
+pub struct Leaving(Socket);
+
+impl Leaving {
+    /// Waits until its process has ended; it says nothing more before.
+    pub async fn gone(self) -> io::Result<()> {
+        self.0.set_nonblocking(true)?;
+        let connection = watch_messages(self.0)?;
+        loop {
+            let mut readable = connection.readable().await?;
+            let received = readable.try_io(|connection| passing::receive(connection.get_ref()));
+            if received.is_ok_and(|received| received.is_ok_and(|(message, _)| message.is_empty())) {
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// Takes the sockets of the proxy that answers at `path` into `inherited`; none where nobody answers.
@@ -61,8 +80,8 @@ pub fn take(path: &Path, inherited: &mut Inherited) -> Result<Option<Predecessor
 
 impl Predecessor {
     /// Tells it that this process serves the sockets at `bound`, as far as they were its own. It may have died meanwhile:
-    /// then there is nobody left to tell.
-    pub fn ready(self, bound: &[SocketAddr]) {
+    /// then there is nobody left to tell. What is given back ends with it.
+    pub fn ready(self, bound: &[SocketAddr]) -> Option<Leaving> {
         let told = || -> io::Result<()> {
             for address in self.offered.iter().filter(|address| bound.contains(address)) {
                 self.say(&Message::Taken { address: *address })?;
@@ -75,9 +94,13 @@ impl Predecessor {
             }
         };
         match told() {
-            Ok(()) => tracing::info!("taken over; the other proxy drains"),
+            Ok(()) => {
+                tracing::info!("taken over; the other proxy drains");
+                Some(Leaving(self.connection))
+            }
             Err(error) => {
-                tracing::warn!(%error, "the proxy that was taken over from does not answer any more")
+                tracing::warn!(%error, "the proxy that was taken over from does not answer any more");
+                None
             }
         }
     }

@@ -103,11 +103,19 @@ fn the_sockets_arrive_and_only_the_word_of_the_successor_ends_the_old_one() {
     assert!(inherited.claim(Role::Inbound, rig.metrics).is_none(), "roles come along");
     assert!(!rig.giver.succession.includes(rig.inbound));
     // It serves one of the two.
-    predecessor.ready(&[rig.inbound]);
+    let leaving = predecessor.ready(&[rig.inbound]).expect("it says farewell");
     assert!(rig.giver.succession.includes(rig.inbound) && !rig.giver.succession.includes(rig.metrics));
     assert!(!rig.may_renew());
     rig.giver.offers.close();
     assert!(rig.refusal().contains("already"), "it gives nothing twice");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut gone = Box::pin(leaving.gone());
+    runtime.block_on(async {
+        let now = tokio::time::timeout(std::time::Duration::ZERO, gone.as_mut()).await;
+        assert!(now.is_err(), "its process still runs");
+    });
+    drop(rig);
+    runtime.block_on(gone).unwrap();
 }
 
 #[test]
@@ -126,7 +134,7 @@ fn of_two_successors_the_second_is_refused() {
     let rig = Rig::new();
     let first = rig.take().unwrap();
     assert!(rig.refusal().contains("another process is taking over"));
-    first.0.ready(&[rig.inbound, rig.metrics]);
+    let _leaving = first.0.ready(&[rig.inbound, rig.metrics]);
     assert!(rig.giver.succession.includes(rig.metrics), "the first was not disturbed");
 }
 
