@@ -11,11 +11,12 @@ use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
 use super::guard::{Guard, Said, h1};
 use super::{Answered, Body, Handler, Request, Version};
+use crate::finish::Socketed;
 use crate::prefixed::Prefixed;
 use crate::telemetry::Outcome;
 use crate::worker::Worker;
@@ -60,7 +61,7 @@ pub async fn serve<S, H>(
     handler: &Rc<H>,
 ) -> Ended<S>
 where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: Socketed + 'static,
     H: Handler,
 {
     let said = Rc::new(Said::default());
@@ -85,7 +86,7 @@ where
 
 async fn http1<S, H>(open: &Open, guard: Guard<S>, said: &Rc<Said>, handler: &Rc<H>) -> Ended<S>
 where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: Socketed + 'static,
     H: Handler,
 {
     let service = service_fn(|request: ::http::Request<Incoming>| {
@@ -108,7 +109,10 @@ where
     let end = loop {
         tokio::select! {
             biased;
-            cause = open.closed() => return Ended::by(cause.into()),
+            cause = open.closed() => {
+                connection.into_parts().io.into_inner().into_parts().0.reset();
+                return Ended::by(cause.into());
+            }
             () = open.draining(), if !draining => {
                 draining = true;
                 Pin::new(&mut connection).graceful_shutdown();
@@ -128,6 +132,12 @@ where
             let _ = timeout(GOODBYE, stream.shutdown()).await;
             Ended::by(Outcome::Completed)
         }
+        // The answer broke off where it came from. To a client of HTTP/1.0 the end of the connection is the end of the
+        // answer: an orderly one would make it look complete.
+        Err(error) if error.is_user() => {
+            stream.reset();
+            broken(&error)
+        }
         Err(error) => {
             let _ = timeout(GOODBYE, stream.shutdown()).await;
             broken(&error)
@@ -137,7 +147,7 @@ where
 
 async fn http2<S, H>(worker: &Rc<Worker>, open: &Open, guard: Guard<S>, handler: &Rc<H>) -> Ended<S>
 where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: Socketed + 'static,
     H: Handler,
 {
     let flow = handler.flow();
