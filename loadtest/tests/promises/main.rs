@@ -9,18 +9,25 @@
 
 mod admin;
 mod apps;
+mod auto;
 mod clock;
 mod demo;
 mod gateway;
+mod grpc;
+mod h2load;
 mod harness;
 mod http;
+mod http_clients;
 mod outage;
 mod permissive;
+mod policy_push;
 mod programs;
 mod push;
+mod python;
 mod readme;
 mod resilience;
 mod rotation;
 mod support;
 mod takeover;
 mod telemetry;
+mod websocket;
