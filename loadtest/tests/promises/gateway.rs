@@ -1,5 +1,6 @@
 //! The edge gateway, seen from outside with curl and openssl: names, certificates, passthrough, the PROXY protocol.
 
+mod browser;
 mod edge;
 mod hello;
 mod jwt;

@@ -178,6 +178,11 @@ impl Server {
         Self { config: None, clients: None, snapshots, not_after, rebuild_at: None, warnings: Vec::new() }
     }
 
+    /// Whether it refuses everybody.
+    pub fn is_closed(&self) -> bool {
+        self.config.is_none()
+    }
+
     /// Whether a handshake would believe this chain now.
     pub fn accepts(&self, chain: &ClientChain) -> bool {
         let (Some(clients), Some((leaf, rest))) = (&self.clients, chain.0.split_first()) else {

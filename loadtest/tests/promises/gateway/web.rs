@@ -1,5 +1,8 @@
 //! HTTP through the gateway: three hosts with three rules for clients, names, routes, redirects, resumption.
 
+use std::net::SocketAddr;
+use std::path::Path;
+
 use postern_loadtest::app::App;
 use postern_loadtest::mesh::{Mesh, Sidecar};
 
@@ -7,7 +10,7 @@ use super::edge::{Ca, Pair, Seen, curl, s_client, start};
 use crate::support::SOON;
 
 /// A gateway with three hosts in front of one service, and everybody's certificates.
-struct Stage {
+pub(crate) struct Stage {
     gateway: Sidecar,
     /// CA of the servers' certificates, as a file.
     trust: String,
@@ -20,7 +23,7 @@ struct Stage {
 
 impl Stage {
     /// `further` are lines of the host `a.example`.
-    fn new(further: &str) -> Self {
+    pub(crate) fn new(further: &str) -> Self {
         let mesh = Mesh::start().unwrap();
         let dir = mesh.dir().to_owned();
         let app = App::http("hello").unwrap();
@@ -64,6 +67,27 @@ impl Stage {
         );
         let trust = servers.file(&dir).display().to_string();
         Self { gateway, trust, clients, strangers, _shop: shop, app, mesh }
+    }
+
+    /// Where the hosts are, over TLS.
+    pub(crate) fn edge(&self) -> SocketAddr {
+        self.gateway.gateway()[0]
+    }
+
+    /// The CA of the hosts' certificates, as a file.
+    pub(crate) fn trust(&self) -> &str {
+        &self.trust
+    }
+
+    /// Waits until a handshake has failed for this reason.
+    pub(crate) fn wait_for_failures(&self, reason: &str) {
+        let labels = [("direction", "inbound"), ("reason", reason)];
+        self.gateway.wait_for_metric(SOON, |m| m.count("postern_handshakes_total", &labels) > 0).unwrap();
+    }
+
+    /// A place for files.
+    pub(crate) fn dir(&self) -> &Path {
+        self.mesh.dir()
     }
 
     fn client(&self, ca: &Ca, name: &str, serial: u64) -> Pair {
@@ -132,8 +156,7 @@ fn three_hosts_have_three_rules_for_clients_and_each_its_own_certificate() {
         assert!(!shown.contains("CN = clients") && !shown.contains("CN=clients"), "no CA is named: {shown}");
     }
     for reason in ["no_certificate", "unknown_issuer", "revoked", "bad_certificate"] {
-        let labels = [("direction", "inbound"), ("reason", reason)];
-        stage.gateway.wait_for_metric(SOON, |m| m.count("postern_handshakes_total", &labels) > 0).unwrap();
+        stage.wait_for_failures(reason);
     }
 }
 

@@ -1,6 +1,9 @@
-//! Which directories are watched for a path.
+//! Which directories are watched for a path; client CAs that end while the gateway runs.
 
 use std::os::unix::fs::symlink;
+
+use postern_config::file::proxy::ProxyConfig;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, date_time_ymd};
 
 use super::*;
 
@@ -27,4 +30,60 @@ fn every_link_on_the_way_is_watched_where_it_lies() {
     assert_eq!(of("versions/7/not-yet"), [root.join("versions/7")]);
     symlink("loop", root.join("loop")).unwrap();
     assert!(of("loop/x").contains(&root), "a loop ends");
+}
+
+/// A self-signed certificate in PEM, good until the first of January of year `to`, and its key.
+fn certificate(name: &str, ca: bool, to: i32) -> (String, String) {
+    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    if ca {
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    }
+    (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(to, 1, 1));
+    let key = KeyPair::generate().unwrap();
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+#[test]
+fn a_client_ca_that_ends_is_left_out_and_the_last_one_takes_the_host_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (chain, key) = certificate("a.example", false, 2200);
+    let (chain, key) = (write("chain", &chain), write("key", &key));
+    let cas = [("first", 2050), ("last", 2080)].map(|(name, to)| write(name, &certificate(name, true, to).0));
+    let config: config::Host = postern_config::file::parse(&format!(
+        "names: [a.example]
+certificate: {{ chain: {chain}, key: {key} }}
+client_certificate: {{ mode: required, ca: [{}] }}
+routes: [{{ service: s }}]",
+        cas.join(", ")
+    ))
+    .unwrap();
+    let snapshots = Arc::<Snapshots>::default();
+    let metrics = Arc::new(Metrics::new(&snapshots, &ProxyConfig::default()));
+    let jan = |year: i64| (year - 1970) * 31_556_952;
+    let (mut files, server) = Files::load(&config, &snapshots).unwrap();
+    assert!(server.rebuild_at.is_some_and(|at| at < jan(2051)), "{:?}", server.rebuild_at);
+    let jwt = crate::jwt::Jwt::new(&[], &metrics.jwt);
+    let host = Host::new(&config, Some(server), jwt.rule(&config.jwt));
+    let Way::Terminate(server) = &host.way else { panic!("its TLS ends here") };
+    let mut look = |year: i64| {
+        snapshots.clock.correct(0);
+        snapshots.clock.correct((jan(year) - snapshots.clock.now()) * 1000);
+        refresh(&host, &mut files, server, &snapshots, &metrics)
+    };
+    assert!(!look(2049), "nothing has changed");
+    assert!(look(2060), "the first has ended");
+    let rebuilt = server.load_full();
+    assert!(!rebuilt.is_closed() && rebuilt.rebuild_at.is_some_and(|at| at > jan(2079)));
+    assert!(look(2090), "the last has ended");
+    assert!(server.load().is_closed(), "nobody is let in by a CA that has ended");
+    assert!(!look(2091), "and nothing is tried again until a file changes");
+    write("first", &certificate("first", true, 2150).0);
+    assert!(look(2091) && !server.load().is_closed(), "a new CA opens it again");
+    assert_eq!((metrics.gateway.reloads_ok.get(), metrics.gateway.reloads_failed.get()), (2, 1));
 }

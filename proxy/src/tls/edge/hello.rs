@@ -2,12 +2,14 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use postern_config::reason::Reason;
 use rustls::server::{Accepted, AcceptedAlert, Acceptor};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::server::StartHandshake;
 
 use super::Server;
@@ -22,6 +24,11 @@ const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 /// The alert for a version that is not spoken (RFC 8446 §6.2).
 const PROTOCOL_VERSION: [u8; 7] = [21, 3, 1, 0, 2, 2, 70];
+
+/// For a client to take its refusal.
+const GOODBYE: Duration = Duration::from_millis(500);
+/// Of a kilobyte each: more than a client sends before it looks.
+const LAST_READS: usize = 64;
 
 /// A ClientHello that was read whole.
 pub struct Hello {
@@ -58,6 +65,7 @@ impl Hello {
                         true => drop(tcp.write_all(&PROTOCOL_VERSION).await),
                         false => tell(&mut tcp, alert).await,
                     }
+                    goodbye(tcp).await;
                     return Err(Failure::from(io::Error::new(io::ErrorKind::InvalidData, error)));
                 }
             }
@@ -86,8 +94,14 @@ impl Hello {
             return Err(Failure::new(Reason::UnknownIssuer, "no CA of this host's clients is in date"));
         };
         let start = StartHandshake::from_parts(self.accepted, Tcp::from(self.tcp));
-        let stream = start.into_stream(Arc::clone(config)).await?;
-        Ok(Stream::from(stream))
+        match start.into_stream(Arc::clone(config)).into_fallible().await {
+            Ok(stream) => Ok(Stream::from(stream)),
+            Err((error, tcp)) => {
+                let failure = Failure::from(error);
+                goodbye(tcp).await;
+                Err(failure)
+            }
+        }
     }
 
     /// Goes on without us: the stream begins with every byte that was read.
@@ -99,7 +113,7 @@ impl Hello {
     pub async fn refuse_name(mut self) {
         // It may have gone already.
         let _ = self.tcp.write_all(&UNRECOGNIZED_NAME).await;
-        let _ = self.tcp.shutdown().await;
+        goodbye(self.tcp).await;
     }
 }
 
@@ -109,11 +123,26 @@ fn is_before_tls12(bytes: &[u8]) -> bool {
     matches!(bytes, [22, 3, _, _, _, 1, _, _, _, 3, 0..=2, ..])
 }
 
+/// Closes so that the alert arrives: a TLS 1.3 client may have sent its request by then, and a socket that is closed over
+/// unread bytes takes back what was written.
+async fn goodbye(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let farewell = async {
+        let _ = stream.shutdown().await;
+        let mut unread = [0; 1024];
+        for _ in 0..LAST_READS {
+            if !matches!(stream.read(&mut unread).await, Ok(1..)) {
+                return;
+            }
+        }
+    };
+    // A client that does not close is not waited for.
+    let _ = timeout(GOODBYE, farewell).await;
+}
+
 async fn tell(tcp: &mut TcpStream, mut alert: AcceptedAlert) {
     let mut text = Vec::new();
     // Writing to a vector does not fail; the client may have gone already.
     if alert.write_all(&mut text).is_ok() {
         let _ = tcp.write_all(&text).await;
-        let _ = tcp.shutdown().await;
     }
 }
