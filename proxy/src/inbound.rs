@@ -296,6 +296,7 @@ async fn admit(
     let verdict = policy.decide(&caller.facts.of(caller.subject.id(), &policy));
     record.policy = policy.decider(&verdict);
     record.audit = policy.auditor(&verdict);
+    record.dry_run = policy.trial(&verdict);
     if !verdict.allow {
         stream.reset();
         record.denial = Some(ulid::Ulid::new().to_string());

@@ -99,6 +99,12 @@ impl CurrentPolicy {
         self.by_policy.get(rule.policy).map(|d| (Arc::clone(&d.name), rule.rule))
     }
 
+    /// Why a verdict would be the other one if the policies that only try themselves out were in force.
+    pub fn trial(&self, verdict: &Verdict) -> Option<String> {
+        let differs = verdict.dry_run.as_ref().filter(|trial| trial.allow != verdict.allow)?;
+        Some(self.policy.explain_because(&differs.because))
+    }
+
     /// The name of the policy whose AUDIT rule matched.
     pub fn auditor(&self, verdict: &Verdict) -> Option<Arc<str>> {
         let rule = verdict.audit?;

@@ -83,6 +83,30 @@ fn a_policy_that_cannot_be_read_changes_nothing_and_says_where_it_is_wrong() {
 }
 
 #[test]
+fn a_policy_that_tries_itself_out_is_told_in_the_log_and_changes_nothing() {
+    let mesh = Mesh::start().unwrap();
+    let shop = mesh.server("shop", echo()).unwrap();
+    let web = mesh.client("web", "shop").unwrap();
+    let path = mesh.dir().join("trial.yaml");
+    let trial = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: trial\n  namespace: demo\n  \
+                 annotations: { istio.io/dry-run: \"true\" }\nspec: { action: DENY, rules: [{}] }\n";
+    std::fs::write(&path, trial).unwrap();
+    assert_eq!(
+        mesh.control.cli(&["policy", "apply", "-f", path.to_str().unwrap()]).unwrap().status.code(),
+        Some(0)
+    );
+    let told = until(SOON, || {
+        let mut stream = TcpStream::connect(web.outbound()).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        exchange(&mut stream).unwrap();
+        drop(stream);
+        // A connection that came before the push says nothing of it.
+        shop.wait_for_log(Duration::from_millis(300), |l| l["dry_run"] == "denied by demo/trial rule 0").ok()
+    });
+    assert_eq!(told.expect("the trial is told")["outcome"], "completed");
+}
+
+#[test]
 fn a_dead_endpoint_is_skipped_and_the_rest_share_the_load() {
     let (mesh, one, two) = (Mesh::start().unwrap(), App::http("one").unwrap(), App::http("two").unwrap());
     let first = mesh.server("shop", one.address()).unwrap();

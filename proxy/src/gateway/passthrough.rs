@@ -83,6 +83,7 @@ fn admit(worker: &Worker, open: &Open, facts: Facts, record: &mut Record) -> boo
     let denied = (!verdict.allow).then(|| deny(policy.policy().explain(&verdict)));
     record.policy = policy.decider(&verdict);
     record.audit = policy.auditor(&verdict);
+    record.dry_run = policy.trial(&verdict);
     denied.is_none()
 }
 

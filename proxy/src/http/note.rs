@@ -61,10 +61,7 @@ impl Note {
     pub fn decided(&mut self, policy: &CurrentPolicy, verdict: &Verdict) {
         self.policy = policy.decider(verdict);
         self.audit = policy.auditor(verdict);
-        self.dry_run = verdict.dry_run.as_ref().filter(|trial| trial.allow != verdict.allow).map(|trial| {
-            let because = trial.because.clone();
-            policy.policy().explain(&Verdict { allow: trial.allow, because, audit: None, dry_run: None })
-        });
+        self.dry_run = policy.trial(verdict);
     }
 
     /// Counts and logs how the request was answered, and makes the answer of a refusal.

@@ -97,6 +97,8 @@ pub struct Record {
     pub policy: Option<(Arc<str>, usize)>,
     /// The policy that an AUDIT rule belongs to, where one matched.
     pub audit: Option<Arc<str>>,
+    /// Why policies that only try themselves out would have decided otherwise.
+    pub dry_run: Option<String>,
     /// Bytes from the connecting side onward.
     pub bytes_up: u64,
     /// Bytes back to it.
@@ -121,6 +123,7 @@ impl Record {
             denial: None,
             policy: None,
             audit: None,
+            dry_run: None,
             bytes_up: 0,
             bytes_down: 0,
         }
@@ -149,6 +152,7 @@ impl Record {
             policy,
             rule,
             audit = self.audit.as_deref(),
+            dry_run = self.dry_run.as_deref(),
             handshake_us,
             duration_ms,
             bytes_up = self.bytes_up,
