@@ -60,6 +60,7 @@ impl Stage {
         for name in ["web", "api"] {
             let app = mirror(name);
             let options = mesh.options(name).unwrap().inbound(app.address(), Some(name)).protocol("http");
+            let options = options.config("http: { xfcc: { mode: append_forward } }\n");
             sidecars.push(mesh.server_with(options).unwrap());
             apps.push(app);
         }
@@ -269,9 +270,15 @@ fn a_clients_certificate_is_told_and_the_proxys_identity_serves_those_who_know_i
     let stage = Stage::new("");
     let client = stage.clients.client(&stage.mesh.dir().join("client"), "partner", 1);
     let certified = ["--cert", client.chain.to_str().unwrap(), "--key", client.key.to_str().unwrap()];
-    // Seen by whoever asks the sidecar to append: here the gateway's own word is on the wire to it.
-    let seen = stage.get("/", &certified);
-    assert_eq!(seen.status, 200, "{seen:?}");
+    let seen = stage.get("/", &[&certified[..], &["-H", "x-forwarded-client-cert: Hash=0"]].concat());
+    let xfcc = told(&seen, "x-forwarded-client-cert").concat();
+    let (client, gateway) = xfcc.split_once(',').unwrap_or_else(|| panic!("two elements: {seen:?}"));
+    assert!(client.starts_with("By=spiffe://mesh.test/ns/demo/sa/edge;Hash="), "{xfcc}");
+    assert!(client.contains("Subject=\"CN=partner\"") && client.contains("DNS=partner"), "{xfcc}");
+    assert!(
+        gateway.contains("URI=spiffe://mesh.test/ns/demo/sa/edge") && !xfcc.contains("Hash=0;"),
+        "{xfcc}"
+    );
     let shown = s_client(stage.gateway.gateway()[0], &["-servername", "mesh.example", "-showcerts"], "");
     assert!(shown.contains("BEGIN CERTIFICATE"), "{shown}");
     let leaf = stage.mesh.dir().join("leaf.pem");
