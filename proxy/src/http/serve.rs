@@ -67,14 +67,15 @@ where
     let said = Rc::new(Said::default());
     let pulse = open.pulse();
     open.settle();
-    pulse.rests_for(Some(worker.shared.limits.keep_alive.as_duration()));
+    let keep_alive = worker.shared.limits.keep_alive.as_duration();
+    pulse.rests_for(Some(keep_alive), version == Version::Http2);
     let head_timeout = worker.shared.limits.head_timeout.as_duration();
     let guard = Guard::new(stream, version, open.pulse(), Rc::clone(&said), head_timeout);
     let mut ended = match version {
         Version::Http1 => http1(open, guard, &said, handler).await,
         Version::Http2 => http2(worker, open, guard, handler).await,
     };
-    pulse.rests_for(None);
+    pulse.rests_for(None, false);
     if let Some(flaw) = said.flaw() {
         (ended.outcome, ended.detail) = (Outcome::BadRequest, Some(flaw.to_string()));
     } else if said.flooded() {

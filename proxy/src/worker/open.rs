@@ -256,6 +256,7 @@ impl Registry {
         self.each(|inner| {
             let idle = now.saturating_duration_since(inner.active.get());
             let limit = match inner.rest.get() {
+                Some(rest) if rest.requests > 0 && rest.multiplexed => Duration::MAX,
                 Some(rest) if rest.requests > 0 => ages.request,
                 Some(rest) => {
                     inner.age_at_rest(rest, now);

@@ -12,6 +12,7 @@ mod expiry;
 mod hostile_certificates;
 mod hostile_clients;
 mod hostile_servers;
+mod http2;
 mod jwks;
 mod jwt;
 mod limits;

@@ -20,6 +20,8 @@ pub(super) struct Rest {
     since: Instant,
     limit: Duration,
     served: bool,
+    /// Whether its requests stand still one by one: they have a register of their own.
+    pub(super) multiplexed: bool,
 }
 
 /// What moved while this side waited for the other: time in which this side was the slow one does not count.
@@ -60,9 +62,9 @@ impl Pulse {
     }
 
     /// The connection carries requests, and may be without one for `limit`; `None`: it carries something else now.
-    pub fn rests_for(&self, limit: Option<Duration>) {
+    pub fn rests_for(&self, limit: Option<Duration>, multiplexed: bool) {
         let since = Instant::now();
-        self.0.rest.set(limit.map(|limit| Rest { requests: 0, since, limit, served: false }));
+        self.0.rest.set(limit.map(|limit| Rest { requests: 0, since, limit, served: false, multiplexed }));
     }
 
     /// A request has begun.
