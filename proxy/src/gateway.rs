@@ -16,6 +16,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use postern_config::file::gateway::{self as config, EdgeProtocol, Network};
+use postern_config::file::http::Http;
 use postern_config::file::jwt::JwtProvider;
 use postern_config::http::proxy_protocol::{self, Parsed};
 use postern_config::reason::Reason;
@@ -29,9 +30,11 @@ use crate::http::introduce::Introduction;
 use crate::jwt::Jwt;
 use crate::jwt::refresh::{self, Pace};
 use crate::snapshot::Snapshots;
+use crate::sockets::rate_limit;
 use crate::telemetry::{Direction, Metrics, Outcome, Record};
 use crate::tls::edge::{self, ClientChain, Hello};
 use crate::tls::{self, Failure, Stream, Tcp};
+use crate::upstream::rate::RateLimit;
 use crate::worker::open::{Anonymous, Facts, Open};
 use crate::worker::{Job, Worker};
 
@@ -73,6 +76,8 @@ pub struct Front {
     hosts: Arc<Hosts>,
     /// Proxies whose entries in `X-Forwarded-For` are believed.
     pub trusted_hops: u8,
+    /// How many requests it takes.
+    pub rate: Option<Arc<RateLimit>>,
 }
 
 impl Front {
@@ -100,6 +105,7 @@ impl Gateway {
     /// Reads every file and builds every host; nothing is listened on yet.
     pub fn load(
         config: &config::Gateway,
+        http: &Http,
         snapshots: &Arc<Snapshots>,
         metrics: &Arc<Metrics>,
     ) -> Result<Self, FilesError> {
@@ -122,6 +128,7 @@ impl Gateway {
                 default: default.and_then(|n| hosts.find(n).map(|h| (n.into(), Arc::clone(h)))),
                 hosts: Arc::clone(&hosts),
                 trusted_hops: config.trusted_hops,
+                rate: rate_limit(http),
             };
             (listener.listen, Arc::new(front))
         };

@@ -165,7 +165,8 @@ pub fn run(start: Start, shutdown: &CancellationToken, on_ready: impl FnOnce(&Re
     let metrics = Arc::new(Metrics::new(&snapshots, &config));
     let readiness = Arc::new(Readiness::default());
     let tls = Tls::new(Arc::clone(&snapshots)).map_err(|e| Error::Tls(e.to_string()))?;
-    let gateway = config.gateway.as_ref().map(|g| Gateway::load(g, &snapshots, &metrics)).transpose()?;
+    let gateway =
+        config.gateway.as_ref().map(|g| Gateway::load(g, &config.http, &snapshots, &metrics)).transpose()?;
     let pen = Pen::default();
     let mut predecessor = match &config.handover.socket {
         Some(path) => handover::take(path, &mut inherited)?,

@@ -118,7 +118,7 @@ impl Bound {
 }
 
 /// One listener's own.
-fn rate_limit(http: &Http) -> Option<Arc<RateLimit>> {
+pub(crate) fn rate_limit(http: &Http) -> Option<Arc<RateLimit>> {
     let limit = http.rate_limit?;
     let burst = limit.burst.unwrap_or(limit.requests_per_second);
     Some(Arc::new(RateLimit::new(limit.requests_per_second, burst)))

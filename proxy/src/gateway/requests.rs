@@ -105,6 +105,7 @@ impl Handler for Edge {
 
 impl Edge {
     async fn answer(&self, request: Request, note: &mut Note) -> Result<Answer, Refusal> {
+        forward::within_rate(&self.worker, self.visitor.front.rate.as_deref())?;
         let (mut parts, body) = request.into_parts();
         // An app behind may read `x_user` as `x-user`; whoever removes one would have to know of the other.
         if parts.headers.keys().any(|name| name.as_str().contains('_')) {

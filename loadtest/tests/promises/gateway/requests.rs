@@ -324,3 +324,18 @@ fn policy_judges_each_request_and_a_push_ends_a_tunnel() {
     let logged = stage.gateway.wait_for_log(SOON, |l| l["status"] == 403).unwrap();
     assert_eq!(logged["policy"], "demo/at-the-edge", "{logged}");
 }
+
+#[test]
+fn a_listener_takes_no_more_requests_than_its_rate() {
+    let mesh = Mesh::start().unwrap();
+    let gateway = start(
+        &mesh,
+        "  listeners: [{ listen: '127.0.0.1:0', protocol: http }]
+  hosts: [{ names: [a.example], plain: serve, routes: [{ service: nobody }] }]
+http: { rate_limit: { requests_per_second: 1, burst: 2 } }",
+    );
+    let urls = ["http://a.example/"; 8];
+    let seen = curl(gateway.gateway()[0], urls[0], &urls[1..]);
+    assert!(seen.head.starts_with("HTTP/1.1 503"), "nobody is there: {seen:?}");
+    assert!(seen.body.contains("HTTP/1.1 429"), "and then there were too many: {seen:?}");
+}
