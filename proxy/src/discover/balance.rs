@@ -85,7 +85,8 @@ impl Balance {
     /// smaller latency × (what it does already + 1) is taken.
     ///
     /// Endpoints that rest are skipped while another is left; when all rest, they are tried all the same, since a wrong
-    /// guess costs one connect and refusing would cost the connection.
+    /// guess costs one connect and refusing would cost the connection. Whether one that has rested is back is found out by
+    /// a first try alone: a second one goes where nothing has failed yet, if there is such an endpoint.
     pub fn pick<'a>(
         &self,
         endpoints: &'a [Arc<str>],
@@ -96,12 +97,17 @@ impl Balance {
         // Mostly all are well: then two draws are enough, and nothing is collected.
         let (first, second) = draw_two(endpoints, random)?;
         let usable = |e: &Arc<str>| !tried.contains(e) && !self.rests(e, now);
-        if usable(first) && usable(second) {
+        if usable(first) && usable(second) && tried.is_empty() {
             return Some(self.better(first, second, now));
         }
         let untried = || endpoints.iter().filter(|e| !tried.contains(e));
-        let awake: Vec<_> = untried().filter(|e| !self.rests(e, now)).collect();
-        let candidates = if awake.is_empty() { untried().collect() } else { awake };
+        let mut candidates: Vec<_> = untried().filter(|e| !self.rests(e, now)).collect();
+        if !tried.is_empty() && candidates.iter().any(|e| !self.has_failed(e)) {
+            candidates.retain(|e| !self.has_failed(e));
+        }
+        if candidates.is_empty() {
+            candidates = untried().collect();
+        }
         let (first, second) = draw_two(&candidates, random.rotate_left(17))?;
         Some(self.better(first, second, now))
     }
@@ -204,6 +210,10 @@ impl Balance {
             None => UNKNOWN_LATENCY,
         };
         latency * (health.open + 1) as f64
+    }
+
+    fn has_failed(&self, endpoint: &Arc<str>) -> bool {
+        self.endpoints.get(endpoint).is_some_and(|h| h.failures > 0)
     }
 
     fn rests(&self, endpoint: &Arc<str>, now: Duration) -> bool {

@@ -19,6 +19,21 @@ fn a_dead_endpoint_is_skipped_until_it_has_rested() {
 }
 
 #[test]
+fn a_second_try_finds_out_nothing_about_the_dead() {
+    let endpoints = names(20);
+    let mut balance = Balance::default();
+    endpoints[2..].iter().for_each(|e| balance.failed(e, NOW));
+    let rested = NOW + FIRST_REST;
+    for random in 0..1000_u64 {
+        let random = random.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let second = balance.pick(&endpoints, &endpoints[..1], rested, random);
+        assert_eq!(second, Some(&endpoints[1]), "of twenty, one is left that never failed");
+    }
+    let dead = balance.pick(&endpoints, &endpoints[..2], rested, 7);
+    assert!(dead.is_some(), "and without it the others are tried all the same");
+}
+
+#[test]
 fn where_all_rest_each_is_tried_once() {
     let endpoints = names(2);
     let mut balance = Balance::default();
