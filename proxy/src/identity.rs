@@ -108,16 +108,23 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Renews, watches and reconnects until `stop` is cancelled, which waits for no answer.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Renews, watches and reconnects until `stop` is cancelled. From `leaving` on it announces nothing, so that peers look
+    /// elsewhere while this proxy drains.
+    pub async fn run(mut self, leaving: CancellationToken, stop: CancellationToken) {
+        let mut session: Option<Session> = None;
         tokio::select! {
             () = stop.cancelled() => {}
-            () = self.go_on() => {}
+            () = self.go_on(&mut session, &leaving) => {}
+        }
+        if leaving.is_cancelled() {
+            self.withdraw(&mut session).await;
+            if let Some(session) = session {
+                session.leave().await;
+            }
         }
     }
 
-    async fn go_on(mut self) {
-        let mut session: Option<Session> = None;
+    async fn go_on(&mut self, session: &mut Option<Session>, leaving: &CancellationToken) {
         let mut retry_at = Instant::now();
         let mut tick = tokio::time::interval(TICK);
         loop {
@@ -133,10 +140,11 @@ impl Driver {
                         self.save();
                     }
                 }
-                message = next(&mut session), if session.is_some() => match message {
-                    Some(message) => self.take(&mut session, &message).await,
+                () = leaving.cancelled(), if self.may_withdraw() => self.withdraw(session).await,
+                message = next(session), if session.is_some() => match message {
+                    Some(message) => self.take(session, &message).await,
                     None => {
-                        session = None;
+                        *session = None;
                         retry_at = Instant::now() + self.pause();
                     }
                 },
@@ -152,7 +160,7 @@ impl Driver {
                         Ok(()) => Instant::now(),
                         Err(error) => {
                             // Whoever is not renewed must hear of policies and revocations all the same.
-                            session = Some(open).filter(|_| error.leaves_the_stream());
+                            *session = Some(open).filter(|_| error.leaves_the_stream());
                             Instant::now() + self.failed(&error, true)
                         }
                     };
@@ -160,7 +168,7 @@ impl Driver {
                 }
                 () = tokio::time::sleep_until(retry_at), if session.is_none() => {
                     match self.connect().await {
-                        Ok(opened) => session = Some(opened),
+                        Ok(opened) => *session = Some(opened),
                         // The successor's next certificate supersedes this one; asking again and again would look like theft.
                         Err(error) if self.pen.is_given_away() => {
                             tracing::info!(%error, "the control plane is the successor's now; draining without it");
@@ -173,6 +181,23 @@ impl Driver {
                     }
                 }
             }
+        }
+    }
+
+    /// A successor announces the same endpoints in the same name; then they are no longer this process's to take back.
+    fn may_withdraw(&self) -> bool {
+        !self.endpoints.is_empty() && !self.pen.is_given_away()
+    }
+
+    async fn withdraw(&mut self, session: &mut Option<Session>) {
+        if !self.may_withdraw() {
+            return;
+        }
+        self.endpoints.clear();
+        let Some(open) = session else { return };
+        if let Err(error) = open.announce(v1::Announce::default()).await {
+            tracing::warn!(%error, "the control plane does not take back what was announced; it will forget by itself");
+            *session = None;
         }
     }
 

@@ -261,7 +261,7 @@ pub fn run(start: Start, shutdown: &CancellationToken, on_ready: impl FnOnce(&Re
             begun = Driver::begin(setup) => begun?,
         };
         let stop_identity = CancellationToken::new();
-        let identity = tokio::spawn(begun.run(stop_identity.clone()));
+        let identity = tokio::spawn(begun.run(shutdown.clone(), stop_identity.clone()));
         let mut waiting = tokio::task::JoinSet::new();
         let traffic = async {
             tokio::select! {

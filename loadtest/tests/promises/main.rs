@@ -26,6 +26,7 @@ mod push;
 mod python;
 mod readme;
 mod resilience;
+mod roll;
 mod rotation;
 mod support;
 mod takeover;

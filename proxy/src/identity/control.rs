@@ -31,6 +31,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A silent connection is asked for a sign of life this often, and given up after as long again.
 const KEEPALIVE: Duration = Duration::from_secs(10);
+/// For an orderly end of the stream: a process that ends is not held up by a control plane that does not listen.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// Messages to the control plane that may wait.
 const QUEUE: usize = 16;
 /// The longest error text that goes into an acknowledgement.
@@ -182,6 +184,20 @@ impl Session {
                 None
             }
         }
+    }
+
+    /// Replaces what was announced before.
+    pub async fn announce(&self, announce: v1::Announce) -> Result<(), ControlError> {
+        let sending = send(&self.requests, v1::watch_request::Message::Announce(announce));
+        timeout(CALL_TIMEOUT, sending).await.map_err(|_| ControlError::Silent)
+    }
+
+    /// Says nothing more, and waits until what was said has been read; not for long.
+    pub async fn leave(self) {
+        let Self { connection: _until_then, requests, mut pushes } = self;
+        drop(requests);
+        let read = async { while let Ok(Some(_)) = pushes.message().await {} };
+        let _ = timeout(GOODBYE, read).await;
     }
 
     /// Says what became of a push; an empty error means that it is in force.

@@ -60,7 +60,7 @@ async fn a_silent_control_plane_does_not_delay_the_stop() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let driver = driver(silent.local_addr().unwrap().to_string(), None);
     let stop = CancellationToken::new();
-    let running = tokio::spawn(driver.run(stop.clone()));
+    let running = tokio::spawn(driver.run(stop.clone(), stop.clone()));
     let _connection = silent.accept().await.unwrap();
     stop.cancel();
     tokio::time::timeout(Duration::from_secs(2), running).await.expect("it waits for an answer").unwrap();
