@@ -48,6 +48,7 @@ pub mod os;
 pub mod outbound;
 pub mod policy;
 pub mod prefixed;
+pub mod private;
 pub mod readiness;
 pub mod relay;
 pub mod snapshot;

@@ -3,8 +3,6 @@
 //! It is the one place where a private key leaves the process's memory, and off by default. The directory is 0700, the
 //! file 0600, both owned by this user, and a file that is not is refused, not repaired: somebody else may have read it.
 
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use postern_config::id::TrustDomain;
@@ -14,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::key::Issued;
+use crate::private::{Private, PrivateError};
 
 /// The file's name within the directory.
 const FILE: &str = "identity.json";
@@ -23,37 +22,9 @@ const MAX_CACHE: u64 = 64 * 1024 * 1024;
 /// Why the cache is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// The system refused.
-    #[error("identity cache {}: {source}", path.display())]
-    Io {
-        /// Directory or file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Others can read or write it.
-    #[error(
-        "identity cache {}: mode {mode:04o} lets other users in; run `chmod {wanted:04o} {}` and enroll anew if \
-         they are not trusted",
-        path.display(),
-        path.display()
-    )]
-    Mode {
-        /// Directory or file.
-        path: PathBuf,
-        /// Its mode.
-        mode: u32,
-        /// What it should be.
-        wanted: u32,
-    },
-    /// It belongs to somebody else.
-    #[error("identity cache {}: it belongs to user {owner}, not to this process", path.display())]
-    Owner {
-        /// Directory or file.
-        path: PathBuf,
-        /// Its owner.
-        owner: u32,
-    },
+    /// Directory or file is not this user's alone, or the system refused.
+    #[error("identity cache {0}")]
+    Private(#[from] PrivateError),
     /// It is damaged.
     #[error("identity cache {}: it cannot be read ({why}); delete it and enroll anew", path.display())]
     Damaged {
@@ -66,9 +37,7 @@ pub enum CacheError {
 
 /// The cache's directory, checked.
 #[derive(Debug)]
-pub struct Cache {
-    directory: PathBuf,
-}
+pub struct Cache(Private);
 
 /// What a cache held.
 pub struct Cached {
@@ -108,32 +77,13 @@ struct Document {
 impl Cache {
     /// Opens the directory, or creates it with mode 0700.
     pub fn open(directory: &Path) -> Result<Self, CacheError> {
-        if !directory.exists() {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(directory)
-                .map_err(|source| CacheError::Io { path: directory.to_owned(), source })?;
-        }
-        check(directory, 0o700)?;
-        Ok(Self { directory: directory.to_owned() })
+        Ok(Self(Private::open(directory)?))
     }
 
     /// What is in it, if anything.
     pub fn read(&self) -> Result<Option<Cached>, CacheError> {
-        use std::io::Read as _;
-        let path = self.directory.join(FILE);
-        let file = match std::fs::File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(CacheError::Io { path, source }),
-        };
-        check(&path, 0o600)?;
-        let mut text = Zeroizing::new(String::new());
-        file.take(MAX_CACHE)
-            .read_to_string(&mut text)
-            .map_err(|source| CacheError::Io { path: path.clone(), source })?;
-        decode(&text).map(Some).map_err(|why| CacheError::Damaged { path, why })
+        let Some(text) = self.0.read(FILE, MAX_CACHE)? else { return Ok(None) };
+        decode(&text).map(Some).map_err(|why| CacheError::Damaged { path: self.0.path(FILE), why })
     }
 
     /// Replaces it as a whole: a crash leaves the old file or the new one.
@@ -145,32 +95,8 @@ impl Cache {
         state: &v1::WatchResponse,
         not_after: i64,
     ) -> Result<(), CacheError> {
-        let path = self.directory.join(FILE);
-        let next = self.directory.join(format!("{FILE}.next"));
-        let text = encode(address, trust_domain, issued, state, not_after);
-        let written = (|| {
-            let mut options = std::fs::OpenOptions::new();
-            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&next, &path)?;
-            std::fs::File::open(&self.directory)?.sync_all()
-        })();
-        written.map_err(|source| CacheError::Io { path, source })
+        Ok(self.0.replace(FILE, &encode(address, trust_domain, issued, state, not_after))?)
     }
-}
-
-fn check(path: &Path, wanted: u32) -> Result<(), CacheError> {
-    let io = |source| CacheError::Io { path: path.to_owned(), source };
-    let metadata = std::fs::symlink_metadata(path).map_err(io)?;
-    if metadata.uid() != nix::unistd::geteuid().as_raw() {
-        return Err(CacheError::Owner { path: path.to_owned(), owner: metadata.uid() });
-    }
-    let mode = metadata.mode() & 0o777;
-    if mode & 0o077 != 0 {
-        return Err(CacheError::Mode { path: path.to_owned(), mode, wanted });
-    }
-    Ok(())
 }
 
 fn encode(
