@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_saphyr::MessageFormatter as _;
 
+pub mod acme;
 pub mod control;
 pub mod gateway;
 pub mod http;

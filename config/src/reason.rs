@@ -53,6 +53,8 @@ reasons! {
     Alpn = "alpn",
     /// The client names no host, or one that this gateway does not serve.
     UnknownHost = "unknown_host",
+    /// The host's certificate has not been issued yet.
+    NotIssued = "not_issued",
     /// A load balancer's connection does not begin with a good PROXY protocol header.
     ProxyProtocol = "proxy_protocol",
     /// The handshake did not end before its deadline.

@@ -10,6 +10,7 @@
 //! Hosts and routes are built once from the configuration; a host's TLS is replaced when its files change ([`files`]).
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,6 +25,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 
+use crate::acme::storage::StorageError;
+use crate::acme::{self, Acme, Challenges, Wanted};
 use crate::finish::{self, Socketed as _};
 use crate::http::Version;
 use crate::http::introduce::Introduction;
@@ -59,6 +62,7 @@ pub struct Gateway {
     keeper: Keeper,
     jwt: Jwt,
     providers: Vec<JwtProvider>,
+    acme: Acme,
     snapshots: Arc<Snapshots>,
 }
 
@@ -78,6 +82,8 @@ pub struct Front {
     pub trusted_hops: u8,
     /// How many requests it takes.
     pub rate: Option<Arc<RateLimit>>,
+    /// Answers to ACME's questions.
+    challenges: Arc<Challenges>,
 }
 
 impl Front {
@@ -108,11 +114,17 @@ impl Gateway {
         http: &Http,
         snapshots: &Arc<Snapshots>,
         metrics: &Arc<Metrics>,
-    ) -> Result<Self, FilesError> {
+    ) -> Result<Self, LoadError> {
+        let acme = Acme::new(&config.acme, &wanted(config), &metrics.acme, acme::Pace::default())?;
+        let challenges = acme.challenges();
         let jwt = Jwt::new(&config.jwt, &metrics.jwt);
         let (mut hosts, mut kept) = (Hosts::default(), Vec::new());
         for host in &config.hosts {
-            let loaded = host.certificate.is_some().then(|| Files::load(host, snapshots)).transpose()?;
+            let loaded = host
+                .certificate
+                .is_some()
+                .then(|| Files::load(host, issued(config, host), snapshots))
+                .transpose()?;
             let (files, server) = loaded.unzip();
             let built = Arc::new(Host::new(host, server, jwt.rule(&host.jwt)));
             host.names.iter().for_each(|name| hosts.insert(name, Arc::clone(&built)));
@@ -129,21 +141,50 @@ impl Gateway {
                 hosts: Arc::clone(&hosts),
                 trusted_hops: config.trusted_hops,
                 rate: rate_limit(http),
+                challenges: Arc::clone(&challenges),
             };
             (listener.listen, Arc::new(front))
         };
         let fronts = config.listeners.iter().map(front).collect();
         let keeper = Keeper::new(kept, Arc::clone(snapshots), Arc::clone(metrics));
         let (providers, snapshots) = (config.jwt.clone(), Arc::clone(snapshots));
-        Ok(Self { fronts, keeper, jwt, providers, snapshots })
+        Ok(Self { fronts, keeper, jwt, providers, acme, snapshots })
     }
 
-    /// Takes changes of files into use and keeps issuers' keys fresh until `stop`; a future for a thread of its own.
+    /// Takes changes of files into use, renews certificates and keeps issuers' keys fresh until `stop`; a future for a thread of its own.
     pub async fn keep(self, stop: tokio_util::sync::CancellationToken) -> std::io::Result<()> {
         let keys = refresh::run(&self.jwt, &self.providers, Pace::default(), &self.snapshots, stop.clone());
-        let (kept, ()) = tokio::join!(self.keeper.run(stop), keys);
+        let certificates = self.acme.run(&self.snapshots, stop.clone());
+        let (kept, (), ()) = tokio::join!(self.keeper.run(stop), keys, certificates);
         kept
     }
+}
+
+/// Why a gateway cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A host's files are not good.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// What is kept of ACME cannot be used.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// The certificates that are ordered.
+fn wanted(config: &config::Gateway) -> Vec<Wanted> {
+    let of = |host: &config::Host| {
+        let issuer = host.certificate.as_ref()?.acme.clone()?;
+        Some(Wanted { issuer, names: host.names.iter().map(|name| name.as_str().to_owned()).collect() })
+    };
+    config.hosts.iter().filter_map(of).collect()
+}
+
+/// Where ACME keeps a host's certificate.
+fn issued(config: &config::Gateway, host: &config::Host) -> Option<PathBuf> {
+    let name = host.certificate.as_ref()?.acme.as_ref()?;
+    let issuer = config.acme.iter().find(|issuer| issuer.name == *name)?;
+    Some(acme::file(issuer, host.names.first()?.as_str()))
 }
 
 /// A connection with its host known, or with no need of one yet.
@@ -154,6 +195,8 @@ enum Arrival {
     Through(Tcp, Arc<str>, Arc<Host>),
     /// Plain HTTP.
     Plain(Tcp),
+    /// An ACME server that has got its answer.
+    Answered,
 }
 
 /// A connection whose TLS ended here.
@@ -224,6 +267,12 @@ async fn arrive(
         return Ok((client, Arrival::Plain(Tcp::new(seen, tcp))));
     }
     let hello = Hello::read(tcp, &seen).await?;
+    // A challenge that is not ours is a host's that is passed through, or nobody's.
+    let challenge = hello.challenged().and_then(|name| front.challenges.tls_alpn(&name));
+    if let Some(answer) = challenge {
+        hello.answer(&answer).await?;
+        return Ok((client, Arrival::Answered));
+    }
     let Some((name, host)) = front.called(hello.server_name()) else {
         hello.refuse_name().await;
         return Err(Failure::new(
@@ -285,6 +334,7 @@ async fn onward(
         })
     };
     match arrival {
+        Arrival::Answered => Outcome::Completed,
         Arrival::Through(tcp, name, host) => {
             record.host = Some(Arc::clone(&host.label));
             match facts(tcp.socket(), Some(&name)) {

@@ -30,6 +30,7 @@ use postern_config::wire::v1;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
+pub mod acme;
 pub mod admin;
 pub mod clock;
 pub mod dial;
@@ -96,9 +97,9 @@ pub enum Error {
     /// The thread that accepts connections ended by itself; the log says why.
     #[error("connections are no longer accepted; this proxy stops, so that it can be started again")]
     Deaf,
-    /// A host's files are not good.
+    /// A host's files are not good, or not this user's alone.
     #[error("gateway: {0}")]
-    Gateway(#[from] gateway::FilesError),
+    Gateway(#[from] gateway::LoadError),
     /// The operators' socket, or that of the handover, cannot be had.
     #[error(transparent)]
     PrivateSocket(#[from] PrivateSocketError),

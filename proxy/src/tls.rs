@@ -19,6 +19,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::prefixed::Prefixed;
 use crate::snapshot::Snapshots;
 
+pub mod acme;
 mod credentials;
 pub mod edge;
 pub mod enroll;

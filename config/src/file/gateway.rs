@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Span;
+use super::acme::AcmeIssuer;
 use super::jwt::{JwtProvider, JwtRule};
 
 mod check;
@@ -27,6 +28,9 @@ pub struct Gateway {
     pub listeners: Vec<EdgeListener>,
     /// The names that this gateway answers for; whatever is not among them is closed.
     pub hosts: Vec<Host>,
+    /// Who issues certificates by ACME to hosts that name them in `certificate.acme`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub acme: Vec<AcmeIssuer>,
     /// Whose JWTs hosts can take.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub jwt: Vec<JwtProvider>,
@@ -106,7 +110,7 @@ pub struct Host {
     pub routes: Vec<HttpRoute>,
 }
 
-/// What a host proves itself with: `chain` and `key`, or `identity`.
+/// What a host proves itself with: `chain` and `key`, `acme`, or `identity`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Certificate {
@@ -114,6 +118,9 @@ pub struct Certificate {
     pub chain: Option<PathBuf>,
     /// A PEM file with the private key. Read again when it changes.
     pub key: Option<PathBuf>,
+    /// Who issues it, by the name in `gateway.acme`: it is ordered for the host's names and renewed in time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acme: Option<String>,
     /// The identity of this proxy, from the control plane: for clients that know the mesh.
     pub identity: bool,
 }

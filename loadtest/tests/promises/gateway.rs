@@ -1,5 +1,6 @@
 //! The edge gateway, seen from outside with curl and openssl: names, certificates, passthrough, the PROXY protocol.
 
+mod acme;
 mod browser;
 mod edge;
 mod hello;

@@ -61,6 +61,8 @@ pub enum FilesError {
 pub(super) struct Files {
     config: config::Host,
     seen: [u8; 32],
+    /// Where ACME keeps the certificate with its key, for a host that gets one so. It may not be there yet.
+    issued: Option<PathBuf>,
 }
 
 /// Everything that was read for one host.
@@ -75,17 +77,25 @@ impl Files {
     /// Reads a host's files for the first time.
     pub(super) fn load(
         config: &config::Host,
+        issued: Option<PathBuf>,
         snapshots: &Arc<Snapshots>,
     ) -> Result<(Self, edge::Server), FilesError> {
-        let mut files = Self { config: config.clone(), seen: [0; 32] };
-        let contents = files.read()?;
-        files.seen = contents.digest();
-        let server = files.build(&contents, snapshots)?;
-        Ok((files, server))
+        let mut files = Self { config: config.clone(), seen: [0; 32], issued };
+        let read = files.read();
+        files.seen = seen(&read);
+        match read.and_then(|contents| files.build(&contents, snapshots)) {
+            Ok(server) => Ok((files, server)),
+            // Whatever is wrong with it, another one is on its way; what stands beside it must be good from the start.
+            Err(_) if files.issued.as_ref().is_some_and(|path| !path.exists()) => {
+                Ok((files, edge::Server::awaiting(snapshots)))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn paths(&self) -> impl Iterator<Item = &Path> {
         let certificate = self.config.certificate.iter().flat_map(|c| [&c.chain, &c.key]).flatten();
+        let certificate = certificate.chain(&self.issued);
         let clients = &self.config.client_certificate;
         certificate.chain(&clients.ca).chain(&clients.crl).map(PathBuf::as_path)
     }
@@ -95,8 +105,8 @@ impl Files {
         let one = |path: Option<&PathBuf>| path.map_or(Ok(Vec::new()), |p| read(p));
         let certificate = self.config.certificate.as_ref();
         Ok(Contents {
-            chain: one(certificate.and_then(|c| c.chain.as_ref()))?,
-            key: Zeroizing::new(one(certificate.and_then(|c| c.key.as_ref()))?),
+            chain: one(self.issued.as_ref().or(certificate.and_then(|c| c.chain.as_ref())))?,
+            key: Zeroizing::new(one(self.issued.as_ref().or(certificate.and_then(|c| c.key.as_ref())))?),
             ca: all(&self.config.client_certificate.ca)?,
             crl: all(&self.config.client_certificate.crl)?,
         })
@@ -232,11 +242,7 @@ fn refresh(
 ) -> bool {
     let due = server.load().rebuild_at.is_some_and(|at| snapshots.clock.now() >= at);
     let read = files.read();
-    let seen = match &read {
-        Ok(contents) => contents.digest(),
-        // Told apart from every file, so that its return is noticed.
-        Err(error) => sha256(error.to_string().as_bytes()),
-    };
+    let seen = seen(&read);
     if seen == files.seen && !due {
         return false;
     }
@@ -262,6 +268,14 @@ fn refresh(
             }
             due
         }
+    }
+}
+
+fn seen(read: &Result<Contents, FilesError>) -> [u8; 32] {
+    match read {
+        Ok(contents) => contents.digest(),
+        // Told apart from every file, so that its return is noticed.
+        Err(error) => sha256(error.to_string().as_bytes()),
     }
 }
 

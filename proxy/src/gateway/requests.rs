@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{HeaderValue, LOCATION, STRICT_TRANSPORT_SECURITY};
+use http::header::{CONTENT_TYPE, HeaderValue, LOCATION, STRICT_TRANSPORT_SECURITY};
 use http::request::Parts;
 use http::{StatusCode, Uri};
 use postern_config::file::gateway::Plain;
@@ -22,7 +22,7 @@ use crate::http::introduce::Introduction;
 use crate::http::note::Note;
 use crate::http::refuse::{Fault, Refusal};
 use crate::http::request::{self, Target};
-use crate::http::{Flow, Handler, Request, Response, Version, headers, serve, tunnel};
+use crate::http::{Body, Flow, Handler, Request, Response, Version, headers, serve, tunnel};
 use crate::jwt::{Admitted, Reason};
 use crate::policy::CurrentPolicy;
 use crate::telemetry::{Direction, Outcome, Record};
@@ -120,6 +120,12 @@ impl Edge {
         };
         let forwarded = Forwarded::read(&parts.headers, &hop)?;
         let client = forwarded.client;
+        // Whatever becomes of plain text otherwise: the issuer follows no rule but its own (RFC 8555 §8.3).
+        if self.visitor.called.is_none()
+            && let Some(page) = self.visitor.front.challenges.http(parts.uri.path())
+        {
+            return Ok(proof(&page, &self.visitor.front.label));
+        }
         let host = self.host(&target.host)?;
         let switch = headers::end_hop_of_request(&mut parts, !body.is_empty())?;
         headers::remove_spoofed(&mut parts.headers);
@@ -253,6 +259,14 @@ fn rewrite(route: &Route, uri: &mut Uri) -> Result<(), Refusal> {
     };
     *uri = target.parse().map_err(|_| Refusal::new(Fault::Internal, "the rewritten path is no path"))?;
     Ok(())
+}
+
+/// The answer to an ACME server.
+fn proof(page: &str, from: &Arc<str>) -> Answer {
+    let mut response = Response::new(Body::whole(page.to_owned()));
+    let kind = HeaderValue::from_static("application/octet-stream");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    Answer { response, from: Arc::clone(from) }
 }
 
 /// To the same place over TLS. Nothing behind the gateway is asked, so policy is not.

@@ -20,6 +20,7 @@ use super::Outcome;
 use super::gateway::GatewayMetrics;
 use super::histogram::Histogram;
 use super::requests::Requests;
+use crate::acme::metrics::AcmeMetrics;
 use crate::jwt::metrics::JwtMetrics;
 use crate::snapshot::Snapshots;
 use crate::upstream::circuit::Resource;
@@ -83,6 +84,8 @@ pub struct Metrics {
     pub requests: Requests,
     /// What a gateway shows of its certificates.
     pub gateway: GatewayMetrics,
+    /// Orders for certificates.
+    pub acme: AcmeMetrics,
     /// JWTs and the keys that verify them.
     pub jwt: JwtMetrics,
     histograms: Arc<[Histogram; 2]>,
@@ -124,6 +127,7 @@ impl Metrics {
         );
         show_limits(&mut registry, &config.limits, &config.http);
         registry.register_collector(Box::new(Circuits(Arc::clone(snapshots))));
+        let acme = AcmeMetrics::register(&mut registry);
         let jwt = JwtMetrics::register(&mut registry);
         let open = Family::<Labels, Gauge>::default();
         registry.register("open_connections", "Connections open now, by direction", open.clone());
@@ -193,6 +197,7 @@ impl Metrics {
             plaintext_connections,
             requests,
             gateway,
+            acme,
             jwt,
             histograms,
         }

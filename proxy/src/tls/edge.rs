@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, LazyLock};
 
+use postern_config::reason::Reason;
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::danger::ClientCertVerifier;
@@ -13,7 +14,7 @@ use rustls::time_provider::TimeProvider;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use zeroize::Zeroizing;
 
-use super::{ALPN_H2, ALPN_HTTP1, Stream};
+use super::{ALPN_H2, ALPN_HTTP1, Failure, Stream};
 use crate::snapshot::Snapshots;
 
 mod hello;
@@ -82,11 +83,33 @@ pub struct Recipe<'a> {
     pub names: &'a [&'a str],
 }
 
+/// Why a host lets nobody in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closed {
+    /// Every CA of its clients has ended.
+    NoClientCa,
+    /// Its certificate has not been issued yet.
+    NotIssued,
+}
+
+impl Closed {
+    fn failure(self) -> Failure {
+        match self {
+            Self::NoClientCa => {
+                Failure::new(Reason::UnknownIssuer, "no CA of this host's clients is in date")
+            }
+            Self::NotIssued => {
+                Failure::new(Reason::NotIssued, "the host's certificate has not been issued yet")
+            }
+        }
+    }
+}
+
 /// One host's TLS, ready for handshakes.
 #[derive(Clone)]
 pub struct Server {
-    /// None: nobody is let in.
-    config: Option<Arc<ServerConfig>>,
+    /// Why nobody is let in, where that is so.
+    config: Result<Arc<ServerConfig>, Closed>,
     /// What judges clients' certificates, where any are asked for.
     clients: Option<Arc<dyn ClientCertVerifier>>,
     snapshots: Arc<Snapshots>,
@@ -160,7 +183,7 @@ impl Server {
         config.require_ems = true;
         config.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_HTTP1.to_vec()];
         Ok(Self {
-            config: Some(Arc::new(config)),
+            config: Ok(Arc::new(config)),
             clients,
             snapshots: Arc::clone(snapshots),
             not_after,
@@ -175,12 +198,22 @@ impl Server {
     pub fn closed(&self) -> Self {
         let snapshots = Arc::clone(&self.snapshots);
         let not_after = self.not_after;
-        Self { config: None, clients: None, snapshots, not_after, rebuild_at: None, warnings: Vec::new() }
+        Self { not_after, ..Self::without(Closed::NoClientCa, snapshots) }
+    }
+
+    /// In place of one whose certificate is still to be issued: it refuses everybody.
+    pub fn awaiting(snapshots: &Arc<Snapshots>) -> Self {
+        Self::without(Closed::NotIssued, Arc::clone(snapshots))
+    }
+
+    fn without(why: Closed, snapshots: Arc<Snapshots>) -> Self {
+        let warnings = Vec::new();
+        Self { config: Err(why), clients: None, snapshots, not_after: None, rebuild_at: None, warnings }
     }
 
     /// Whether it refuses everybody.
     pub fn is_closed(&self) -> bool {
-        self.config.is_none()
+        self.config.is_err()
     }
 
     /// Whether a handshake would believe this chain now.

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a helper that fails fails its test")]
 
+mod acme;
 mod cache;
 mod command_line;
 mod enrolling;

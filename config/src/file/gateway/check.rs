@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::{
     ClientCertificateMode, EdgeProtocol, Gateway, Host, HostName, HttpRoute, MinTls, PathMatch, Plain,
 };
+use crate::file::acme::{self, AcmeChallenge};
 use crate::file::proxy::ConfigError;
 use crate::file::{Span, jwt};
 use crate::service::{check_name, is_host_port};
@@ -26,6 +27,7 @@ impl Gateway {
             return Err(error("gateway.hosts", "is empty: every connection would be refused"));
         }
         jwt::check("gateway.jwt", &self.jwt)?;
+        acme::check("gateway.acme", &self.acme)?;
         let mut names: HashMap<&HostName, usize> = HashMap::new();
         for (i, host) in self.hosts.iter().enumerate() {
             let at = format!("gateway.hosts[{i}]");
@@ -40,6 +42,7 @@ impl Gateway {
             host.check(&at)?;
             host.jwt.check(&format!("{at}.jwt"), &self.jwt)?;
             self.check_reached(host, &at)?;
+            self.check_acme(host, &at)?;
         }
         self.check_listeners(&names)
     }
@@ -57,6 +60,30 @@ impl Gateway {
         match reached {
             true => Ok(()),
             false => Err(error(at, format!("is reached nowhere: it needs a listener of protocol {wanted}"))),
+        }
+    }
+
+    /// What is ordered must be orderable, and the issuer must find its challenge answered.
+    fn check_acme(&self, host: &Host, at: &str) -> Result<(), ConfigError> {
+        let Some(name) = host.certificate.as_ref().and_then(|c| c.acme.as_ref()) else { return Ok(()) };
+        let Some(issuer) = self.acme.iter().find(|issuer| issuer.name == *name) else {
+            return Err(error(at, format!("no issuer is called {name:?}; see `gateway.acme`")));
+        };
+        if let Some(bad) = host.names.iter().find(|n| !acme::is_orderable(n.as_str())) {
+            return Err(error(
+                at,
+                format!("{bad} cannot be proven by `{name}`: its challenges are for single names"),
+            ));
+        }
+        let http = self.listeners.iter().any(|l| l.protocol == EdgeProtocol::Http);
+        match issuer.challenge {
+            AcmeChallenge::Http01 | AcmeChallenge::Both if !http => Err(error(
+                at,
+                format!(
+                    "`{name}` answers http-01: it needs a listener of protocol `http`, reached at port 80"
+                ),
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -112,10 +139,14 @@ impl Host {
         }
         match &self.certificate {
             Some(c) => match (&c.chain, &c.key, c.identity) {
+                (None, None, false) if c.acme.is_some() => {}
+                _ if c.acme.is_some() => {
+                    return fail("`certificate.acme` stands alone: its files lie in the issuer's `storage`");
+                }
                 (Some(_), Some(_), false) | (None, None, true) => {}
                 (Some(_), None, false) => return fail("`certificate.chain` needs `certificate.key`"),
                 (None, Some(_), false) => return fail("`certificate.key` needs `certificate.chain`"),
-                _ => return fail("give `certificate` either `chain` and `key`, or `identity: true`"),
+                _ => return fail("give `certificate` `chain` and `key`, `acme`, or `identity: true`"),
             },
             None if self.plain == Plain::Refuse => {
                 return fail("without `certificate` and with `plain: refuse` nobody could reach it");

@@ -35,6 +35,15 @@ fn each_mistake_is_named_with_its_place() {
             + "\n"
     };
     let routes = "routes: [{ service: shop }]";
+    let ordered = |name: &str, challenge: &str| {
+        let issuer = "directory: 'https://a.test/d', terms_of_service_agreed: true, storage: /s";
+        GOOD.replace("chain: c.pem, key: k.pem", "acme: le")
+            .replace("shop.example.com", &format!("'{name}'"))
+            .replace(
+                "gateway:\n",
+                &format!("gateway:\n  acme: [{{ name: le, challenge: {challenge}, {issuer} }}]\n"),
+            )
+    };
     let cases = [
         (GOOD.replace("mode: gateway\n", ""), "`gateway` is given, but `mode` is not `gateway`"),
         ("mode: gateway\n".to_owned(), "`mode: gateway` needs a `gateway` section"),
@@ -45,7 +54,22 @@ fn each_mistake_is_named_with_its_place() {
         (GOOD.replace(", key: k.pem", ""), "gateway.hosts[0]: `certificate.chain` needs `certificate.key`"),
         (
             GOOD.replace("key: k.pem", "key: k.pem, identity: true"),
-            "either `chain` and `key`, or `identity: true`",
+            "`chain` and `key`, `acme`, or `identity: true`",
+        ),
+        (GOOD.replace("key: k.pem", "key: k.pem, acme: le"), "`certificate.acme` stands alone"),
+        (GOOD.replace("chain: c.pem, key: k.pem", "acme: le"), "no issuer is called \"le\""),
+        (ordered("*.example.com", "tls-alpn-01"), "*.example.com cannot be proven by `le`"),
+        (
+            ordered("shop.example.com", "tls-alpn-01").replace("agreed: true", "agreed: false"),
+            "gateway.acme[0]",
+        ),
+        (
+            ordered("shop.example.com", "http-01").replace("protocol: http }", "protocol: tls }"),
+            "it needs a listener of protocol `http`",
+        ),
+        (
+            host(&format!("jwt: {{ providers: [a] }}\n{routes}")),
+            "gateway.hosts[0].jwt: no provider is called",
         ),
         (GOOD.replace("[shop.example.com]", "[a.b, A.B]"), "a.b is taken by gateway.hosts[0]"),
         (GOOD.replace("shop.example.com", "'*.com'"), "a wildcard for a top-level domain"),

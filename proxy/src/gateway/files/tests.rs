@@ -66,7 +66,7 @@ routes: [{{ service: s }}]",
     let snapshots = Arc::<Snapshots>::default();
     let metrics = Arc::new(Metrics::new(&snapshots, &ProxyConfig::default()));
     let jan = |year: i64| (year - 1970) * 31_556_952;
-    let (mut files, server) = Files::load(&config, &snapshots).unwrap();
+    let (mut files, server) = Files::load(&config, None, &snapshots).unwrap();
     assert!(server.rebuild_at.is_some_and(|at| at < jan(2051)), "{:?}", server.rebuild_at);
     let jwt = crate::jwt::Jwt::new(&[], &metrics.jwt);
     let host = Host::new(&config, Some(server), jwt.rule(&config.jwt));

@@ -14,7 +14,7 @@ use tokio_rustls::server::StartHandshake;
 
 use super::Server;
 use crate::prefixed::Prefixed;
-use crate::tls::{Failure, Stream, Tcp};
+use crate::tls::{Failure, Stream, Tcp, acme};
 
 /// The most that is read for one ClientHello, and what may stand before it. With a post-quantum key share it takes 2 KiB;
 /// this is a full record.
@@ -90,9 +90,7 @@ impl Hello {
 
     /// Goes on with the handshake as `server`.
     pub async fn accept(self, server: &Server) -> Result<Stream, Failure> {
-        let Some(config) = &server.config else {
-            return Err(Failure::new(Reason::UnknownIssuer, "no CA of this host's clients is in date"));
-        };
+        let config = server.config.as_ref().map_err(|closed| closed.failure())?;
         let start = StartHandshake::from_parts(self.accepted, Tcp::from(self.tcp));
         match start.into_stream(Arc::clone(config)).into_fallible().await {
             Ok(stream) => Ok(Stream::from(stream)),
@@ -102,6 +100,20 @@ impl Hello {
                 Err(failure)
             }
         }
+    }
+
+    /// The name whose ACME challenge the client asks for; none for every other client.
+    pub fn challenged(&self) -> Option<String> {
+        acme::challenged(&self.accepted.client_hello()).map(str::to_ascii_lowercase)
+    }
+
+    /// Answers an ACME challenge with a handshake, and ends (RFC 8737 §3).
+    pub async fn answer(self, answer: &acme::Answer) -> Result<(), Failure> {
+        let start = StartHandshake::from_parts(self.accepted, Tcp::from(self.tcp));
+        let mut stream = Box::pin(start.into_stream(answer.config())).await?;
+        // The issuer has what it came for, and may have gone.
+        let _ = stream.shutdown().await;
+        Ok(())
     }
 
     /// Goes on without us: the stream begins with every byte that was read.
