@@ -81,12 +81,14 @@ impl Files {
         snapshots: &Arc<Snapshots>,
     ) -> Result<(Self, edge::Server), FilesError> {
         let mut files = Self { config: config.clone(), seen: [0; 32], issued };
-        let read = files.read();
-        files.seen = seen(&read);
-        match read.and_then(|contents| files.build(&contents, snapshots)) {
+        let contents = files.read();
+        files.seen = seen(&contents);
+        match contents.and_then(|contents| files.build(&contents, snapshots)) {
             Ok(server) => Ok((files, server)),
-            // Whatever is wrong with it, another one is on its way; what stands beside it must be good from the start.
+            // It is on its way; what stands beside it must be there from the start.
             Err(_) if files.issued.as_ref().is_some_and(|path| !path.exists()) => {
+                let clients = &config.client_certificate;
+                clients.ca.iter().chain(&clients.crl).try_for_each(|path| read(path).map(drop))?;
                 Ok((files, edge::Server::awaiting(snapshots)))
             }
             Err(error) => Err(error),
