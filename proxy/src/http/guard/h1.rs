@@ -137,9 +137,8 @@ impl Framing {
             None if bytes.len() >= HEAD_LIMIT => Ok(Step::Pass(bytes.len())),
             None => {
                 // Told early, a sender of line feeds alone does not wait for an end that never comes.
-                if let Some(lf) = bytes[from..].iter().position(|b| *b == b'\n')
-                    && !bytes[..from + lf].ends_with(b"\r")
-                {
+                let bare = |at: usize| bytes[at] == b'\n' && !bytes[..at].ends_with(b"\r");
+                if (searched..bytes.len()).any(bare) {
                     return Err(Flaw("a line of the head ends without a carriage return"));
                 }
                 self.place = Place::Head(bytes.len());
