@@ -334,6 +334,7 @@ fn an_app_that_is_down_is_told_from_one_that_breaks_off_in_answer_log_and_metric
     drop(app);
     for version in VERSIONS {
         assert_eq!(code("/", &[version]), "503", "{version}");
+        assert_eq!(code("/", &[version, "--head"]), "503", "{version}");
         // Without a body in HTTP/2: curl 7.88 gives up on an upload whose answer comes first, whoever sends it.
         let body: &[&str] = if version == VERSIONS[2] { &[] } else { &["--data", "x"] };
         assert_eq!(code("/", &[&[version, "-X", "POST"], body].concat()), "503", "{version}");

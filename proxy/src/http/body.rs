@@ -117,6 +117,13 @@ impl Body {
         }
     }
 
+    /// Leaves out what is known already.
+    pub(super) fn leave_out(&mut self) {
+        if matches!(self.content, Content::Whole(_)) {
+            self.content = Content::Empty;
+        }
+    }
+
     /// Whether nothing is to come and nothing was taken.
     pub fn is_empty(&self) -> bool {
         matches!(self.content, Content::Empty)
