@@ -10,6 +10,7 @@ mod cache;
 mod command_line;
 mod enrolling;
 mod expiry;
+mod h2_conformance;
 mod hostile_certificates;
 mod hostile_clients;
 mod hostile_servers;
