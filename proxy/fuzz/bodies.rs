@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::h1::{Framing, Place, Step};
+use super::h1::{Flaw, Framing, Place, Step};
 use super::h2::Meter;
 
 /// However a stream is cut into pieces, the same bytes pass; and each head that passes is one head to another parser too.
@@ -29,7 +29,8 @@ fn feed(data: &[u8], size: usize) -> (Vec<u8>, Place) {
                     passed.extend(pending.drain(..bytes));
                 }
                 Step::More | Step::Hold => break,
-                Step::Refuse(flaw) => return (passed, Place::Refused(flaw)),
+                // Of two flaws the pieces may say which is seen first.
+                Step::Refuse(_) => return (passed, Place::Refused(Flaw(""))),
             }
         }
     }
