@@ -18,6 +18,7 @@ mod http2;
 mod jwks;
 mod jwt;
 mod limits;
+mod permissive;
 mod resumption;
 mod secrets;
 mod stopping;

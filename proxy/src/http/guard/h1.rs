@@ -53,6 +53,8 @@ pub enum Place {
     ChunkEnd,
     /// After the last chunk; this many bytes of trailers were seen.
     Trailers(usize),
+    /// Behind so much of a head that the library will not wait for its end.
+    TooLong,
     /// Behind a request to become a tunnel.
     Held,
     /// Nothing is read as HTTP any more.
@@ -109,7 +111,7 @@ impl Framing {
                 _ => Err(Flaw("a chunk does not end where its size says")),
             },
             Place::Trailers(seen) => self.trailers(bytes, seen),
-            Place::Held => Ok(Step::Hold),
+            Place::Held | Place::TooLong => Ok(Step::Hold),
             Place::Tunnel => Ok(Step::Pass(bytes.len())),
             Place::Refused(flaw) => Err(flaw),
         }
@@ -134,7 +136,10 @@ impl Framing {
                 self.place = read_head(&bytes[..end])?;
                 Ok(Step::Pass(end))
             }
-            None if bytes.len() >= HEAD_LIMIT => Ok(Step::Pass(bytes.len())),
+            None if bytes.len() >= HEAD_LIMIT => {
+                self.place = Place::TooLong;
+                Ok(Step::Pass(bytes.len()))
+            }
             None => {
                 // Told early, a sender of line feeds alone does not wait for an end that never comes.
                 let bare = |at: usize| bytes[at] == b'\n' && !bytes[..at].ends_with(b"\r");
@@ -197,7 +202,8 @@ fn line_end(bytes: &[u8], limit: usize, too_long: &'static str) -> Result<Option
     match found {
         Some(at) if at > 0 && bytes[at - 1] == b'\r' => Ok(Some(at - 1)),
         Some(_) => Err(Flaw("a line ends without a carriage return")),
-        None if bytes.len() > limit => Err(Flaw(too_long)),
+        // The line's own carriage return may have come.
+        None if bytes.len() > limit + 1 => Err(Flaw(too_long)),
         None => Ok(None),
     }
 }

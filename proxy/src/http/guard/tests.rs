@@ -109,3 +109,14 @@ fn what_follows_a_request_to_switch_waits_for_its_answer() {
     framing.release(true);
     assert_eq!(framing.step(b"early"), Step::Pass(5));
 }
+
+#[test]
+fn a_head_without_an_end_goes_on_as_far_as_the_library_waits_and_no_further() {
+    let line = b"X: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n";
+    let endless = [&b"GET / HTTP/1.1\r\n"[..], &line.repeat(2000)].concat();
+    for size in [1000, 4096, 16 * 1024] {
+        let (passed, place) = feed(&endless, size);
+        assert_eq!(place, Place::TooLong, "pieces of {size}");
+        assert!((super::h1::HEAD_LIMIT..super::h1::HEAD_LIMIT + size).contains(&passed.len()));
+    }
+}
