@@ -129,7 +129,9 @@ impl<S: AsyncRead + Unpin> Guard<S> {
                     *granted = REFUSED.len();
                 }
                 Step::More => {
-                    if before == Place::Start && framing.place() != Place::Start {
+                    // The empty line that may precede a head is none of it.
+                    let begins = matches!(before, Place::Start | Place::Head(0));
+                    if begins && matches!(framing.place(), Place::Head(1..)) {
                         pulse.head_within(Some(*head_timeout));
                     }
                     let in_body = !matches!(before, Place::Start | Place::Head(_) | Place::Tunnel);

@@ -50,8 +50,7 @@ pub fn end_hop_of_request(
     let switch = (parts.version == Version::HTTP_11 && !has_body && names(headers, &CONNECTION, "upgrade"))
         .then(|| headers.get(UPGRADE).cloned())
         .flatten()
-        // Over plain text it would take the next requests past everything that judges them.
-        .filter(|to| !to.as_bytes().to_ascii_lowercase().starts_with(b"h2c") && !to.is_empty());
+        .filter(|to| !to.is_empty() && !offers_http(headers));
     remove_named(headers)?;
     HOP_BY_HOP.iter().for_each(|name| remove(headers, name));
     remove(headers, &TE);
@@ -59,6 +58,16 @@ pub fn end_hop_of_request(
         headers.insert(TE, HeaderValue::from_static("trailers"));
     }
     Ok(switch)
+}
+
+/// Whether `Upgrade` names another version of HTTP, alone or among others: the next requests would be carried in a tunnel,
+/// past everything that judges requests.
+fn offers_http(headers: &HeaderMap) -> bool {
+    let mut offers = headers.get_all(UPGRADE).iter().flat_map(|line| line.as_bytes().split(|b| *b == b','));
+    offers.any(|offer| {
+        let offer = offer.trim_ascii().to_ascii_lowercase();
+        offer.starts_with(b"h2") || offer.starts_with(b"http")
+    })
 }
 
 /// Removes from an answer what ends at this hop.
@@ -95,7 +104,11 @@ pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
         return;
     }
     remove_spoofed(trailers);
-    HOP_BY_HOP.iter().chain(&ESSENTIAL).chain([&TRAILER, &DENIAL]).for_each(|name| remove(trailers, name));
+    HOP_BY_HOP
+        .iter()
+        .chain(&ESSENTIAL)
+        .chain([&TRAILER, &DENIAL, &XFCC])
+        .for_each(|name| remove(trailers, name));
     for name in
         ["authorization", "cookie", "set-cookie", "content-type", "content-encoding", "x-forwarded-for"]
     {

@@ -10,10 +10,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ::http::header::HOST;
+use ::http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use ::http::uri::{Authority, Parts as UriParts, PathAndQuery, Scheme};
 use ::http::{HeaderValue, Uri};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use postern_config::id::SpiffeId;
@@ -329,6 +329,11 @@ pub(super) fn shape(request: &mut Request, version: Version, speaks: Speaks) {
                 *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
             }
             super::headers::join_cookies(request.headers_mut());
+            // Left to itself, the library drops a body of unknown length where the method is GET or HEAD.
+            let unknown = !request.body().is_empty() && request.body().size_hint().exact().is_none();
+            if unknown && !request.headers().contains_key(CONTENT_LENGTH) {
+                request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
         }
         Version::Http2 => {
             *request.version_mut() = ::http::Version::HTTP_2;

@@ -1,6 +1,6 @@
 //! The answers that this proxy gives itself: each a word of a closed set, with a status, and for gRPC a status of its own.
 
-use ::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};
+use ::http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use ::http::{HeaderMap, StatusCode};
 
 use super::{Body, Response};
@@ -42,6 +42,11 @@ macro_rules! faults {
             /// Whose fault it is.
             pub const fn blame(self) -> Blame {
                 match self { $(Fault::$variant => Blame::$blame,)+ }
+            }
+
+            /// Whether what follows on an HTTP/1 connection is not read: its sender does not mean what it says.
+            const fn ends_connection(self) -> bool {
+                matches!(self, Fault::BadRequest | Fault::BadBody | Fault::Method | Fault::UriTooLong)
             }
         }
     };
@@ -125,6 +130,10 @@ impl Refusal {
             return response;
         }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        if self.fault.ends_connection() {
+            // HTTP/2, whose streams stand each for itself, has no such header: the library leaves it out there.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         *response.status_mut() = self.fault.status();
         *response.body_mut() = Body::whole(format!("{}\n", self.fault.as_str()));
         response

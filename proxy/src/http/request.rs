@@ -28,6 +28,9 @@ pub fn check(parts: &mut Parts, rules: Option<Rules>) -> Result<Target, Refusal>
     if path.len() > MAX_TARGET {
         return Err(Refusal::new(Fault::UriTooLong, "the target is longer than 8 KiB"));
     }
+    if path == "*" && parts.method != Method::OPTIONS {
+        return Err(bad("only OPTIONS may ask for `*`"));
+    }
     let authority = authority(parts)?;
     let host = {
         let text = authority.to_str().map_err(|_| bad("the host holds a byte that no host has"))?;
@@ -62,6 +65,9 @@ fn authority(parts: &Parts) -> Result<HeaderValue, Refusal> {
     };
     if !matches!(parts.uri.scheme_str(), None | Some("http" | "https")) {
         return Err(bad("the scheme is neither http nor https"));
+    }
+    if parts.version != Version::HTTP_2 && parts.uri.scheme().is_none() {
+        return Err(bad("the target is a host alone, which only CONNECT may have"));
     }
     let differs = || host.is_some_and(|h| !h.as_bytes().eq_ignore_ascii_case(own.as_str().as_bytes()));
     if parts.version == Version::HTTP_2 && differs() {
