@@ -14,6 +14,7 @@ mod h2_conformance;
 mod hostile_certificates;
 mod hostile_clients;
 mod hostile_servers;
+mod http1;
 mod http2;
 mod jwks;
 mod jwt;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) mod client;
 pub(crate) mod forge;
+pub(crate) mod http;
 pub(crate) mod hyper;
 pub(crate) mod issuer;
 pub(crate) mod mesh;

@@ -49,13 +49,15 @@ pub(crate) struct Mesh {
     pub(crate) root: Authority,
     pub(crate) issuing: Authority,
     pub(crate) partner: Authority,
+    /// Documents of `AuthorizationPolicy`, each one JSON; none to begin with.
+    pub(crate) policies: Vec<String>,
 }
 
 impl Mesh {
     pub(crate) fn new() -> Self {
         let root = Authority::root("corp root");
         let issuing = root.issuing("corp issuing", |spec| spec);
-        Self { root, issuing, partner: Authority::root("partner root") }
+        Self { root, issuing, partner: Authority::root("partner root"), policies: Vec::new() }
     }
 
     /// A leaf of this identity, changed, signed by the issuing CA.
@@ -70,7 +72,7 @@ impl Mesh {
         self.leaf(PEER, |spec| spec)
     }
 
-    /// The state that a control plane would have pushed: bundles, no policy, nothing revoked.
+    /// The state that a control plane would have pushed: bundles, the policies, nothing revoked.
     pub(crate) fn state(&self) -> v1::WatchResponse {
         let bundle = |domain: &str, roots: Vec<CertificateDer<'static>>| {
             let bundle = TrustBundle::new(domain.parse().unwrap(), 1, roots).unwrap();
@@ -81,7 +83,7 @@ impl Mesh {
         v1::WatchResponse {
             generation: 1,
             bundles: Some(v1::BundleSet { bundles: vec![own, partner] }),
-            policies: Some(v1::PolicySet::default()),
+            policies: Some(v1::PolicySet { documents: self.policies.clone(), ..v1::PolicySet::default() }),
             revocations: Some(v1::RevocationSet::default()),
             services: Some(v1::ServiceSet::default()),
             ..v1::WatchResponse::default()
