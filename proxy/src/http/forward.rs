@@ -207,6 +207,11 @@ async fn attempt(
     let took = begun.elapsed();
     match sent {
         Some(Ok(response)) => {
+            if let Some(flaw) = headers::flaw_of_answer(&response, None) {
+                learn(worker, to, &key.address, outlier::Answer::Bad, took);
+                let refusal = Refusal::new(Fault::BadAnswer, format!("{}: {flaw}", key.address));
+                return Try::Failed(refusal, Failure::NoAnswer);
+            }
             let response = pass_back(response, lease, carried);
             learn(worker, to, &key.address, outlier_answer(&response), took);
             Try::Answered(Answer { response, from: key.address })

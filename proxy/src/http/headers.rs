@@ -6,7 +6,7 @@ use ::http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, Entry, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
 };
-use ::http::{Version, request, response};
+use ::http::{StatusCode, Version, request, response};
 use postern_config::http::trace::TraceParent;
 
 use super::refuse::{DENIAL, Fault, Refusal};
@@ -22,8 +22,10 @@ const PROXY_AUTHORIZATION: HeaderName = HeaderName::from_static("proxy-authoriza
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 /// A request id that is taken over from a caller is no longer than this.
 const MAX_REQUEST_ID: usize = 128;
-/// Headers with this beginning are ours alone.
-const OURS: &str = "x-postern-";
+/// Headers with one of these beginnings are a proxy's alone, and no caller is one.
+const OURS: [&str; 2] = ["x-postern-", "x-envoy-"];
+/// What proxies say about where a request comes from; in no other spelling than this.
+const FORWARDED: &str = "x-forwarded-";
 
 /// End at every hop, beside what `Connection` names.
 const HOP_BY_HOP: [HeaderName; 8] = [
@@ -68,6 +70,34 @@ fn offers_http(headers: &HeaderMap) -> bool {
         let offer = offer.trim_ascii().to_ascii_lowercase();
         offer.starts_with(b"h2") || offer.starts_with(b"http")
     })
+}
+
+/// Why an answer means more than one thing, or something that nobody asked for; its text is for the log. `offered` are the
+/// protocols that the request offered to switch to.
+pub(super) fn flaw_of_answer<B>(
+    answer: &::http::Response<B>,
+    offered: Option<&HeaderValue>,
+) -> Option<&'static str> {
+    let headers = answer.headers();
+    if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let chosen = headers.get(UPGRADE).map(HeaderValue::as_bytes).unwrap_or_default().trim_ascii();
+        let mut offers = offered.iter().flat_map(|o| o.as_bytes().split(|b| *b == b','));
+        // RFC 9110 §7.8. Not that the request of a tunnel was judged, but another one.
+        return (!offers.any(|offer| offer.trim_ascii().eq_ignore_ascii_case(chosen)))
+            .then_some("it switches to a protocol that it was not offered");
+    }
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    match (codings.next(), lengths.next()) {
+        // RFC 9112 §6.3: what the two ends of it take for its end differs, and so does what follows.
+        (Some(_), Some(_)) => Some("it has both content-length and transfer-encoding"),
+        (Some(coding), None) => {
+            let chunked = coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none();
+            (!chunked).then_some("it has a transfer-encoding other than `chunked`, once")
+        }
+        (None, Some(_)) => lengths.next().is_some().then_some("it has more than one content-length"),
+        (None, None) => None,
+    }
 }
 
 /// Removes from an answer what ends at this hop.
@@ -116,16 +146,16 @@ pub(super) fn clean_trailers(trailers: &mut HeaderMap) {
     }
 }
 
-/// `x-forwarded-client-cert` and `x-postern-…`, `_` taken for `-` as CGI does.
+/// A name that only a proxy may use, and any other spelling of one that is forwarded: CGI takes `_` for `-`.
 fn is_ours(name: &str) -> bool {
     if !name.starts_with('x') {
         return false;
     }
-    let matches = |ours: &str, name: &str| {
+    let begins = |ours: &str| {
         name.len() >= ours.len()
             && name.bytes().zip(ours.bytes()).all(|(a, b)| a == b || (a == b'_' && b == b'-'))
     };
-    matches(OURS, name) || (name.len() == XFCC.as_str().len() && matches(XFCC.as_str(), name) && name != XFCC)
+    OURS.into_iter().any(begins) || (name.contains('_') && begins(FORWARDED))
 }
 
 /// Continues the caller's trace or begins one, and gives a request that has none an id.

@@ -83,12 +83,13 @@ impl Inbound {
         let switch = headers::end_hop_of_request(&mut parts, !body.is_empty())?;
         headers::remove_spoofed(&mut parts.headers);
         headers::trace(&mut parts.headers);
+        // Before policy, which may ask for any header: it sees those that the app gets.
+        self.caller.introduction.apply(&mut parts.headers, self.caller.subject.id());
         note.sees(&parts.uri, &parts.headers);
         self.judge(&policy, &parts, &target, note)?;
         // Held on to, it would keep a replaced policy alive for as long as the app takes.
         drop(policy);
         let asked = switch.is_some().then(|| self.asked(&parts, target));
-        self.caller.introduction.apply(&mut parts.headers, self.caller.subject.id());
         let to = To::App(&self.app, self.speaks(&parts));
         let (Some(switch), Some(asked)) = (switch, asked) else {
             return forward::send(&self.worker, &to, Request::from_parts(parts, body)).await;

@@ -85,6 +85,10 @@ fn spelled(uri: &Uri, rules: Option<Rules>) -> Result<Uri, Refusal> {
         Some(rules) => path::normalise(raw, rules).map_err(|e| bad(&e.to_string()))?,
         None => raw.into(),
     };
+    // HTTP/2 could carry them; in the request line of HTTP/1 they would be bytes of which each reader thinks differently.
+    if !uri.query().unwrap_or_default().bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(bad("the query holds a byte outside visible ASCII, which must be %-escaped"));
+    }
     if path == raw && uri.authority().is_none() {
         return Ok(uri.clone());
     }

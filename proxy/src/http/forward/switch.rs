@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use super::super::pool::{self, Key};
-use super::super::refuse::Refusal;
+use super::super::refuse::{Fault, Refusal};
 use super::super::{Body, Request, Response, Version, headers};
 use super::{Answer, To, full, lost, next, refusal};
 use crate::dial::{self, Secured};
@@ -107,7 +107,11 @@ where
         Some(far(Prefixed::new(parts.read_buf, parts.io.into_inner())))
     });
     pool::shape(&mut request, Version::Http1, key.speaks);
+    let offered = request.headers().get(UPGRADE).cloned();
     let response = sender.send_request(request).await.map_err(failed)?;
+    if let Some(flaw) = headers::flaw_of_answer(&response, offered.as_ref()) {
+        return Err(Refusal::new(Fault::BadAnswer, format!("{}: {flaw}", key.address)));
+    }
     let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let (mut parts, incoming) = response.into_parts();
     let protocol = parts.headers.get(UPGRADE).cloned();

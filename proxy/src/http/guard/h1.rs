@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-/// A head beyond this size goes on unread: the HTTP library has the same limit and answers 431.
+/// A head that has no end within this size goes on as it is: the HTTP library has the same limit and answers 431.
 pub const HEAD_LIMIT: usize = 32 * 1024;
 /// A chunk's size line with its extensions.
 const CHUNK_LINE_LIMIT: usize = 256;
@@ -136,15 +136,16 @@ impl Framing {
                 self.place = read_head(&bytes[..end])?;
                 Ok(Step::Pass(end))
             }
-            None if bytes.len() >= HEAD_LIMIT => {
-                self.place = Place::TooLong;
-                Ok(Step::Pass(bytes.len()))
-            }
             None => {
                 // Told early, a sender of line feeds alone does not wait for an end that never comes.
                 let bare = |at: usize| bytes[at] == b'\n' && !bytes[..at].ends_with(b"\r");
                 if (searched..bytes.len()).any(bare) {
                     return Err(Flaw("a line of the head ends without a carriage return"));
+                }
+                if bytes.len() >= HEAD_LIMIT {
+                    // No reader finds an end in it, not even one that takes line feeds alone for ends of lines.
+                    self.place = Place::TooLong;
+                    return Ok(Step::Pass(bytes.len()));
                 }
                 self.place = Place::Head(bytes.len());
                 Ok(Step::More)

@@ -120,3 +120,15 @@ fn a_head_without_an_end_goes_on_as_far_as_the_library_waits_and_no_further() {
         assert!((super::h1::HEAD_LIMIT..super::h1::HEAD_LIMIT + size).contains(&passed.len()));
     }
 }
+
+/// However much of a head comes at once: the library reads line feeds alone as ends of lines, and would find one.
+#[test]
+fn line_feeds_alone_are_refused_in_a_head_of_any_length() {
+    let filler = "a".repeat(40_000);
+    for head in [
+        format!("POST / HTTP/1.1\nHost: a\nContent-Length: 40000\n\n{filler}"),
+        format!("GET / HTTP/1.1\r\nX: {filler}\n\n"),
+    ] {
+        assert!(matches!(Framing::default().step(head.as_bytes()), Step::Refuse(_)));
+    }
+}
