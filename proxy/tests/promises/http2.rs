@@ -3,28 +3,13 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use crate::support::client::{Client, config, read_to_end};
+use crate::support::client::{Client, config};
 use crate::support::eventually;
+use crate::support::h2::*;
 use crate::support::mesh::{Mesh, Presented};
 use crate::support::process::{Options, Proxy};
 use crate::support::server::Server;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const PRIORITY: u8 = 2;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-/// RFC 9113 §7.
-const PROTOCOL_ERROR: u32 = 1;
-const FLOW_CONTROL_ERROR: u32 = 3;
-const ENHANCE_YOUR_CALM: u32 = 11;
 /// What a flood may add to the proxy's memory.
 const BOUND: u64 = 48 << 20;
 
@@ -93,90 +78,6 @@ impl Scene {
         let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
-}
-
-struct H2 {
-    client: Client,
-}
-
-#[derive(Debug)]
-struct Frame {
-    kind: u8,
-    stream: u32,
-    payload: Vec<u8>,
-}
-
-impl Frame {
-    /// The error code of RST_STREAM or GOAWAY.
-    fn code(&self) -> u32 {
-        let at = if self.kind == GOAWAY { 4 } else { 0 };
-        u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
-    }
-}
-
-impl H2 {
-    fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        let mut stream = self.client.stream();
-        stream.write_all(bytes)?;
-        stream.flush()
-    }
-
-    /// Sends until the other side will have no more: how many were sent.
-    fn flood(&mut self, most: usize, mut next: impl FnMut(usize) -> Vec<u8>) -> usize {
-        for n in 0..most {
-            if self.send(&next(n)).is_err() {
-                return n;
-            }
-        }
-        most
-    }
-
-    /// Every frame until the end.
-    fn rest(&mut self) -> (Vec<Frame>, crate::support::client::End) {
-        let (bytes, end) = read_to_end(&mut self.client.stream());
-        (frames(&bytes), end)
-    }
-}
-
-fn frames(mut bytes: &[u8]) -> Vec<Frame> {
-    let mut frames = Vec::new();
-    while bytes.len() >= 9 {
-        let length = u32::from_be_bytes([0, bytes[0], bytes[1], bytes[2]]) as usize;
-        let stream = u32::from_be_bytes(bytes[5..9].try_into().unwrap());
-        let Some(payload) = bytes.get(9..9 + length) else { break };
-        frames.push(Frame { kind: bytes[3], stream, payload: payload.to_vec() });
-        bytes = &bytes[9 + length..];
-    }
-    frames
-}
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = (payload.len() as u32).to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-fn headers(stream: u32, flags: u8, block: &[u8]) -> Vec<u8> {
-    frame(HEADERS, flags, stream, block)
-}
-
-fn goodbye() -> Vec<u8> {
-    frame(GOAWAY, 0, 0, &[0; 8])
-}
-
-/// HPACK without indexing (RFC 7541 §6.2.2), every string literal.
-fn block(fields: &[(&[u8], &[u8])]) -> Vec<u8> {
-    fields.iter().flat_map(|(n, v)| [&[0, n.len() as u8], *n, &[v.len() as u8], v].concat()).collect()
-}
-
-fn request(more: &[(&[u8], &[u8])]) -> Vec<u8> {
-    let pseudo: [(&[u8], &[u8]); 4] =
-        [(b":method", b"GET"), (b":scheme", b"https"), (b":path", b"/honest"), (b":authority", b"shop")];
-    block(&[&pseudo[..], more].concat())
-}
-
-/// The codes of the GOAWAYs among these.
-fn goaways(frames: &[Frame]) -> Vec<u32> {
-    frames.iter().filter(|f| f.kind == GOAWAY).map(Frame::code).collect()
 }
 
 #[test]

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+pub(crate) mod behind;
 pub(crate) mod client;
 pub(crate) mod forge;
+pub(crate) mod h2;
 pub(crate) mod http;
 pub(crate) mod hyper;
 pub(crate) mod issuer;
