@@ -1,12 +1,14 @@
 //! gRPC between grpcio's client and server through two sidecars.
 
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
+use std::process::Stdio;
 
 use postern_loadtest::app::App;
 use postern_loadtest::mesh::{Directory, Mesh, Sidecar};
 
 use crate::programs::Server;
-use crate::python::calls;
+use crate::python::{calls, python, script};
 use crate::support::SOON;
 
 fn grpc(protocol: &str) -> (Directory, Server, Mesh, Sidecar, Sidecar) {
@@ -60,4 +62,39 @@ fn an_app_that_speaks_no_http_2_is_no_grpc_app() {
     let mesh = Mesh::start().unwrap();
     let (_server, client) = mesh.pair(app.address(), "grpc").unwrap();
     call(client.outbound(), &["unavailable"]);
+}
+
+#[test]
+fn a_stream_whose_other_end_dies_ends_in_an_error() {
+    let dir = Directory::new().unwrap();
+    let app = Server::grpc(dir.path());
+    let mesh = Mesh::start().unwrap();
+    let cache = mesh.dir().join("cache");
+    let options = mesh.options("server").unwrap().inbound(app.address, Some("server")).protocol("grpc");
+    let mut server = mesh.server_with(options.cache(cache)).unwrap();
+    let client = mesh.sidecar(mesh.options("client").unwrap().outbound("server").protocol("grpc")).unwrap();
+    let hold = || {
+        let mut held = python("grpc")
+            .arg(script("grpc_calls.py"))
+            .args([&client.outbound().to_string(), "held_open"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(held.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "open");
+        (held, lines)
+    };
+    let (mut held, mut lines) = hold();
+    server.kill9();
+    let end = lines.next().unwrap().unwrap();
+    assert!(["UNAVAILABLE", "INTERNAL", "CANCELLED", "UNKNOWN"].contains(&&*end), "the sidecar died: {end}");
+    assert!(held.wait().unwrap().success());
+
+    server.restart().unwrap();
+    call(client.outbound(), &["unary"]);
+    let (mut held, mut lines) = hold();
+    app.kill();
+    let end = lines.next().unwrap().unwrap();
+    assert!(["UNAVAILABLE", "INTERNAL", "CANCELLED", "UNKNOWN"].contains(&&*end), "the app died: {end}");
+    assert!(held.wait().unwrap().success());
 }

@@ -100,6 +100,10 @@ fn a_python_app_sees_each_request_as_if_its_client_stood_beside_it() {
             assert_eq!(seen(&answer, "x-request-id")[0].len(), 26, "{answer}");
             assert_eq!(seen(&answer, "connection").len() + seen(&answer, "transfer-encoding").len(), 0);
         }
+        // An offer to go on in HTTP/2 is not taken up: it would take the next requests past whoever judges them.
+        let answer = json(&["--http2", &at("/seen")]);
+        assert_eq!(answer["version"], "HTTP/1.1");
+        assert_eq!(seen(&answer, "upgrade").len() + seen(&answer, "http2-settings").len(), 0, "{answer}");
         for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
             let answer = json(&["-X", method, "--data", "abc", &at("/seen")]);
             assert_eq!((&answer["method"], &answer["length"]), (&method.into(), &3.into()), "{protocol}");

@@ -146,6 +146,13 @@ impl Server {
     }
 }
 
+impl Server {
+    /// SIGKILL: its connections break off.
+    pub(crate) fn kill(mut self) {
+        self.process.kill9();
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         // For PostgreSQL the fast shutdown, which ends its children, too; for the others an end like any.
