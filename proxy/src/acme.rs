@@ -1,8 +1,8 @@
 //! Certificates by ACME (RFC 8555): ordered for the names that the configuration gives, renewed in time, kept on disk.
 //!
 //! Three ends meet others. [`Challenges`] is what listeners look into: a snapshot that is empty but for the seconds of an
-//! order. The files of [`Acme::files`] are what a gateway serves: a certificate with its key in one PEM file, replaced as a
-//! whole, so that a restart and an issuer that is down change nothing. [`Acme::run`] is the work, for a thread away from
+//! order. The PEM files that [`Acme`] keeps are what a gateway serves: a certificate with its key in one, replaced as a whole,
+//! so that a restart and an issuer that is down change nothing. [`Acme::run`] is the work, for a thread away from
 //! traffic: at 2/3 of a certificate's life, or when its issuer asks (RFC 9773), in a window of chance; after a failure
 //! again, from a minute up to six hours later, for issuers count failures.
 
