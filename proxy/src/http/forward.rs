@@ -315,7 +315,9 @@ fn refusal(address: &str, miss: Miss) -> Refusal {
 
 fn lost(address: &str, error: &hyper::Error) -> Refusal {
     let fault = if error.is_parse() { Fault::BadAnswer } else { Fault::Reset };
-    Refusal::new(fault, format!("{address}: {error}"))
+    // The library's own text stops at "http2 error"; which one it is, and whose, its source says.
+    let why = std::error::Error::source(error).map_or(String::new(), |source| format!(": {source}"));
+    Refusal::new(fault, format!("{address}: {error}{why}"))
 }
 
 /// Whether the other side says that it has done nothing about the request: RFC 9113 §8.7, REFUSED_STREAM or a stream

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 use tokio_util::io::poll_read_buf;
 
 use super::Version;
@@ -29,6 +31,8 @@ use h1::{Flaw, Framing, Place, Step};
 const REFUSED: &[u8] = b"\0\0\0\0\r\n\r\n";
 /// What one read of HTTP/1 takes: a head, or a good part of a body.
 const READ: usize = 16 * 1024;
+/// For requests that a peer sent together with its acknowledgement of a GOAWAY to come in, a record or a lost packet later.
+const LATE_REQUESTS: Duration = Duration::from_millis(100);
 
 /// What the guard and the handler of the connection's requests say to each other.
 #[derive(Debug, Default)]
@@ -71,7 +75,7 @@ enum Reading {
         /// How many of the pending bytes may go on.
         granted: usize,
     },
-    Http2(h2::Meter, Instant),
+    Http2(h2::Meter, Instant, Farewell),
 }
 
 impl<S> Guard<S> {
@@ -81,7 +85,7 @@ impl<S> Guard<S> {
             Version::Http1 => {
                 Reading::Http1 { framing: Framing::default(), pending: BytesMut::new(), granted: 0 }
             }
-            Version::Http2 => Reading::Http2(h2::Meter::default(), Instant::now()),
+            Version::Http2 => Reading::Http2(h2::Meter::default(), Instant::now(), Farewell::default()),
         };
         Self { stream, pulse, said, head_timeout, reading }
     }
@@ -169,16 +173,67 @@ impl<S: AsyncRead + Unpin> Guard<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let Reading::Http2(meter, since) = &mut this.reading else { return this.poll_http1(cx, buf) };
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
-        let read = &buf.filled()[before..];
-        this.pulse.moved(read.len(), 0);
-        if meter.read(read, || since.elapsed()) {
-            return Poll::Ready(Ok(()));
+        let Reading::Http2(meter, since, farewell) = &mut this.reading else {
+            return this.poll_http1(cx, buf);
+        };
+        loop {
+            let before = buf.filled().len();
+            if Pin::new(&mut this.stream).poll_read(cx, buf)?.is_pending() {
+                ready!(farewell.poll(cx, meter, buf));
+                return Poll::Ready(Ok(()));
+            }
+            let read = &buf.filled()[before..];
+            this.pulse.moved(read.len(), 0);
+            if !meter.read(read, || since.elapsed()) {
+                this.said.flood.set(true);
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            }
+            let came = read.len();
+            if let Some(frame) = meter.farewell() {
+                farewell.hold(buf, before + frame.start..before + frame.end);
+            }
+            // Nothing in a buffer means the end of the stream; there is more to come.
+            if came == 0 || buf.filled().len() > before {
+                return Poll::Ready(Ok(()));
+            }
         }
-        this.said.flood.set(true);
-        Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
+    }
+}
+
+/// The acknowledgement of an orderly GOAWAY, kept back for a moment.
+///
+/// The HTTP/2 library takes it for the sign that the peer has seen the GOAWAY and sends nothing new, and passes over every
+/// stream that begins behind it. But a peer may send it ahead of requests that it had in its queue (the library itself does):
+/// those would be lost, and the ones with a body cannot be sent again.
+#[derive(Default)]
+struct Farewell {
+    frame: BytesMut,
+    due: Option<Pin<Box<Sleep>>>,
+}
+
+impl Farewell {
+    /// Takes the frame out of what was read. The first one alone: whoever sends more has lost what they were for.
+    fn hold(&mut self, buf: &mut ReadBuf<'_>, frame: Range<usize>) {
+        if self.due.is_some() {
+            return;
+        }
+        self.due = Some(Box::pin(sleep(LATE_REQUESTS)));
+        let filled = buf.filled_mut();
+        self.frame = BytesMut::from(&filled[frame.clone()]);
+        filled.copy_within(frame.end.., frame.start);
+        let left = filled.len() - frame.len();
+        buf.set_filled(left);
+    }
+
+    /// Gives it back between two frames, once its time has come.
+    fn poll(&mut self, cx: &mut Context<'_>, meter: &h2::Meter, buf: &mut ReadBuf<'_>) -> Poll<()> {
+        match &mut self.due {
+            Some(due) if !self.frame.is_empty() && meter.between_frames() => ready!(due.as_mut().poll(cx)),
+            _ => return Poll::Pending,
+        }
+        let pass = self.frame.len().min(buf.remaining());
+        buf.put_slice(&self.frame.split_to(pass));
+        Poll::Ready(())
     }
 }
 
@@ -188,7 +243,7 @@ impl<S: AsyncWrite + Unpin> Guard<S> {
             Poll::Ready(Ok(wrote)) => {
                 self.pulse.moved(0, *wrote);
                 self.pulse.progressed(Half::Write, *wrote);
-                if let Reading::Http2(meter, _) = &mut self.reading {
+                if let Reading::Http2(meter, ..) = &mut self.reading {
                     meter.wrote(*wrote);
                 }
             }

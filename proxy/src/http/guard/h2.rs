@@ -2,12 +2,17 @@
 //! library bounds resets, CONTINUATION and empty DATA by itself; SETTINGS, PING, PRIORITY and WINDOW_UPDATE it does not.
 //! Pure: it sees bytes and the time.
 
+use std::ops::Range;
 use std::time::Duration;
 
 /// RFC 9113 §3.4.
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// RFC 9113 §4.1.
 const FRAME_HEADER: usize = 9;
+/// A PING of eight bytes on the connection, flagged ACK (RFC 9113 §6.7).
+const FAREWELL_ACK: [u8; FRAME_HEADER] = [0, 0, 8, 6, 1, 0, 0, 0, 0];
+/// By which the HTTP/2 library knows the PING that it sends with a GOAWAY.
+const FAREWELL: [u8; 8] = [0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
 /// Frames without data that a connection may send ahead of its allowance; gRPC's own pings and window updates of a
 /// hundred streams stay far below.
 const BURST: f64 = 4_000.0;
@@ -23,6 +28,7 @@ pub struct Meter {
     header: [u8; FRAME_HEADER],
     header_got: usize,
     payload_left: usize,
+    farewell: Option<usize>,
     allowance: f64,
     refilled: Duration,
 }
@@ -34,6 +40,7 @@ impl Default for Meter {
             header: [0; FRAME_HEADER],
             header_got: 0,
             payload_left: 0,
+            farewell: None,
             allowance: BURST,
             refilled: Duration::ZERO,
         }
@@ -42,7 +49,9 @@ impl Default for Meter {
 
 impl Meter {
     /// Reads bytes that came; false where the allowance is used up. `now` is since any fixed point.
-    pub fn read(&mut self, mut bytes: &[u8], now: impl Fn() -> Duration) -> bool {
+    pub fn read(&mut self, all: &[u8], now: impl Fn() -> Duration) -> bool {
+        let mut bytes = all;
+        self.farewell = None;
         let preface = self.preface_left.min(bytes.len());
         self.preface_left -= preface;
         bytes = &bytes[preface..];
@@ -57,11 +66,26 @@ impl Meter {
             self.header[self.header_got..self.header_got + header].copy_from_slice(&bytes[..header]);
             self.header_got += header;
             bytes = &bytes[header..];
-            if self.header_got == FRAME_HEADER && !self.frame(&now) {
-                return false;
+            if self.header_got == FRAME_HEADER {
+                if !self.frame(&now) {
+                    return false;
+                }
+                if self.header == FAREWELL_ACK && bytes.starts_with(&FAREWELL) {
+                    self.farewell = (all.len() - bytes.len()).checked_sub(FRAME_HEADER);
+                }
             }
         }
         true
+    }
+
+    /// Where in the bytes that were read last the acknowledgement of a farewell stands, if all of it does.
+    pub fn farewell(&self) -> Option<Range<usize>> {
+        self.farewell.map(|at| at..at + FRAME_HEADER + FAREWELL.len())
+    }
+
+    /// Whether the next byte begins a frame.
+    pub fn between_frames(&self) -> bool {
+        self.preface_left == 0 && self.payload_left == 0 && self.header_got == 0
     }
 
     /// Notes bytes that were sent.

@@ -1,6 +1,14 @@
 //! What the guard lets through, and in which pieces.
 
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use super::h1::{Flaw, Framing, Place, Step};
+use super::{Guard, h2};
+use crate::http::Version;
+use crate::worker::open::Registry;
 
 /// Feeds `bytes` in pieces of `size`: what went on, and where the framing stands at the end.
 fn feed(bytes: &[u8], size: usize) -> (Vec<u8>, Place) {
@@ -130,5 +138,52 @@ fn line_feeds_alone_are_refused_in_a_head_of_any_length() {
         format!("GET / HTTP/1.1\r\nX: {filler}\n\n"),
     ] {
         assert!(matches!(Framing::default().step(head.as_bytes()), Step::Refuse(_)));
+    }
+}
+
+/// The acknowledgement of a GOAWAY, as the HTTP/2 library's client sends it.
+const FAREWELL_ACK: &[u8] = &[0, 0, 8, 6, 1, 0, 0, 0, 0, 0x0b, 0x7b, 0xa2, 0xf0, 0x8b, 0x9b, 0xfe, 0x54];
+/// A frame that begins a stream; what is in it does not matter here.
+const HEADERS: &[u8] = &[0, 0, 1, 1, 5, 0, 0, 0, 3, 0x82];
+
+/// What has come out behind a guard of HTTP/2 when `pieces` have come in one by one and nothing more comes.
+async fn through(pieces: &[&[u8]]) -> Vec<u8> {
+    /// Far longer than anything is kept back.
+    const NOTHING_MORE: Duration = Duration::from_secs(10);
+    let (near, mut far) = tokio::io::duplex(64 * 1024);
+    let open = Registry::default().enter(None);
+    let mut guard = Guard::new(near, Version::Http2, open.pulse(), Rc::default(), Duration::from_secs(1));
+    let (mut all, mut some) = (Vec::new(), [0; 1024]);
+    for piece in [&[h2::PREFACE], pieces].concat() {
+        far.write_all(piece).await.unwrap();
+        // What can be had at once.
+        while let Ok(Ok(n)) = tokio::time::timeout(Duration::ZERO, guard.read(&mut some)).await {
+            all.extend_from_slice(&some[..n]);
+        }
+    }
+    while let Ok(Ok(n)) = tokio::time::timeout(NOTHING_MORE, guard.read(&mut some)).await {
+        all.extend_from_slice(&some[..n]);
+    }
+    all.split_off(h2::PREFACE.len())
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_behind_the_acknowledgement_of_a_goaway_go_before_it() {
+    let late = [HEADERS, FAREWELL_ACK].concat();
+    assert_eq!(through(&[&[FAREWELL_ACK, HEADERS].concat()]).await, late, "in one piece");
+    assert_eq!(through(&[FAREWELL_ACK, HEADERS]).await, late, "a moment later");
+    let torn = [FAREWELL_ACK, &HEADERS[..4]].concat();
+    assert_eq!(through(&[&torn, &HEADERS[4..]]).await, late, "torn");
+    assert_eq!(through(&[FAREWELL_ACK]).await, FAREWELL_ACK, "nothing comes behind it");
+    let twice = [FAREWELL_ACK, FAREWELL_ACK, HEADERS].concat();
+    assert_eq!(through(&[&twice]).await.len(), twice.len(), "nothing is lost");
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_of_a_body_that_look_like_it_stay_where_they_are() {
+    let data = [&[0, 0, 17, 0, 0, 0, 0, 0, 1][..], FAREWELL_ACK].concat();
+    let stream = [&data[..], HEADERS].concat();
+    for cut in 1..stream.len() {
+        assert_eq!(through(&[&stream[..cut], &stream[cut..]]).await, stream, "cut at {cut}");
     }
 }
