@@ -53,6 +53,11 @@ impl Inherited {
         Some(self.0.swap_remove(index).socket.into())
     }
 
+    /// Whether nothing was passed.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The addresses that nobody has claimed.
     pub fn unclaimed(&self) -> impl Iterator<Item = SocketAddr> {
         self.0.iter().map(|given| given.at)

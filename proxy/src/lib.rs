@@ -161,6 +161,8 @@ pub struct Start {
 /// Runs the proxy until `shutdown` is cancelled and its connections have ended or the drain's time is up.
 pub fn run(start: Start, shutdown: &CancellationToken, on_ready: impl FnOnce(&Ready)) -> Result<(), Error> {
     let Start { config, join, log, mut inherited } = start;
+    // Whoever passed them keeps them: callers that come while this process is replaced wait in their queues.
+    let sockets_stay = !inherited.is_empty();
     let config = Arc::new(config);
     let snapshots = Arc::new(Snapshots::default());
     snapshots.services.store(Arc::new(Services::none(config.http.circuit.clone())));
@@ -263,7 +265,9 @@ pub fn run(start: Start, shutdown: &CancellationToken, on_ready: impl FnOnce(&Re
             begun = Driver::begin(setup) => begun?,
         };
         let stop_identity = CancellationToken::new();
-        let identity = tokio::spawn(begun.run(shutdown.clone(), stop_identity.clone()));
+        // Announcements are taken back where nobody will listen any more.
+        let leaves = if sockets_stay { CancellationToken::new() } else { shutdown.clone() };
+        let identity = tokio::spawn(begun.run(leaves, stop_identity.clone()));
         let mut waiting = tokio::task::JoinSet::new();
         let traffic = async {
             tokio::select! {
