@@ -1,5 +1,6 @@
 //! A connection to somebody else: TCP to the app beside this proxy, or to a peer that must prove the expected identity.
 
+use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,15 +41,15 @@ pub struct Secured {
 
 /// Connects to an app or address in plain text.
 pub async fn plain(worker: &Worker, address: &str) -> Result<TcpStream, Miss> {
+    reach(worker, address).await.map_err(|error| Miss::Unreachable(error.to_string()))
+}
+
+async fn reach(worker: &Worker, address: &str) -> io::Result<TcpStream> {
     let limit = worker.shared.limits.connect_timeout.as_duration();
-    match timeout(limit, TcpStream::connect(address)).await {
-        Ok(Ok(tcp)) => {
-            finish::tune(&tcp);
-            Ok(tcp)
-        }
-        Ok(Err(error)) => Err(Miss::Unreachable(error.to_string())),
-        Err(_) => Err(Miss::Unreachable("no answer within the connect timeout".to_owned())),
-    }
+    let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no answer within the connect timeout");
+    let tcp = timeout(limit, TcpStream::connect(address)).await.map_err(late)??;
+    finish::tune(&tcp);
+    Ok(tcp)
 }
 
 /// Connects to one endpoint of `upstream`, counts how the handshake ended, and registers who was proven in `open`.
@@ -68,8 +69,13 @@ pub async fn peer(
         return Err(Miss::NoIdentity(failed(Failure::no_identity())));
     }
     let begun = Instant::now();
-    let tcp = plain(worker, endpoint).await?;
-    let peer_ip = tcp.peer_addr().map_err(|e| Miss::Unreachable(e.to_string()))?.ip();
+    let tcp = reach(worker, endpoint).await.map_err(|error| match error.kind() {
+        // It took the connection, and broke it off before we had looked.
+        io::ErrorKind::ConnectionReset => Miss::Refused(failed(Failure::from(error))),
+        _ => Miss::Unreachable(error.to_string()),
+    })?;
+    // A peer that has reset the connection by now has no address any more; it was reached all the same.
+    let peer_ip = tcp.peer_addr().map_err(|e| Miss::Refused(failed(Failure::from(e))))?.ip();
     let deadline = Instant::now() + worker.shared.limits.handshake_timeout.as_duration();
     let connecting = timeout_at(deadline.into(), upstream.connector.connect(peer_ip, tcp, alpn)).await;
     let secured = connecting.unwrap_or_else(|_| Err(Failure::timeout())).and_then(|(tls, peer)| {
