@@ -31,6 +31,7 @@ pub mod ca;
 pub mod cli;
 pub mod clock;
 pub mod digest;
+pub mod fetch;
 pub mod issue;
 pub mod limits;
 pub mod publish;
