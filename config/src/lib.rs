@@ -6,13 +6,15 @@
 //!
 //! Read in this order: [`id`] (names), [`bundle`] (who is trusted), [`svid`] (the one verifier),
 //! [`policy`] (who may), [`reason`] (why not), [`file`](mod@file) (what operators write), [`wire`] (what the planes say
-//! to each other), [`enroll`] (how an identity begins), [`http`] (the small grammars of requests).
+//! to each other), [`enroll`] (how an identity begins), [`jwt`] (when a token is believed), [`http`] (the small grammars of
+//! requests).
 
 pub mod bundle;
 pub mod enroll;
 pub mod file;
 pub mod http;
 pub mod id;
+pub mod jwt;
 pub mod policy;
 pub mod reason;
 pub mod revocation;

@@ -12,8 +12,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::Reason;
-use super::keys::Keys;
 use crate::clock;
+use postern_config::jwt::keys::Keys;
 
 type Labels = [(&'static str, String); 2];
 

@@ -12,10 +12,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::keys::{Keys, KeysError};
 use super::{Jwt, Provider};
 use crate::http::fetch::{Fetch, FetchError};
 use crate::snapshot::Snapshots;
+use postern_config::jwt::keys::{Keys, KeysError};
 
 /// The largest JWK Set that is taken; those of the web have 2 to 20 kB.
 const MAX_JWKS: usize = 1024 * 1024;

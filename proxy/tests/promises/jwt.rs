@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use postern_config::file::jwt::{JwtProvider, JwtRule};
-use postern_proxy::jwt::keys::Keys;
+use postern_config::jwt::keys::Keys;
 use postern_proxy::jwt::metrics::JwtMetrics;
 use postern_proxy::jwt::{Admitted, Jwt, Reason, Refusal, Rule};
 use serde_json::{Value, json};

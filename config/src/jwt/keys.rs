@@ -27,7 +27,8 @@ pub struct Key {
     id: Option<String>,
     /// What it may be used with: by its type and curve, and by its `alg` where it has one (RFC 8725 §3.1).
     algorithms: Vec<Algorithm>,
-    pub(super) decoding: DecodingKey,
+    /// As the library takes it.
+    pub decoding: DecodingKey,
 }
 
 /// Why a text is no JWK Set.
@@ -80,7 +81,7 @@ impl Keys {
     }
 
     /// Those that may have signed a token with this algorithm and this `kid`. A key without an id may be any.
-    pub(super) fn fitting<'a>(
+    pub fn fitting<'a>(
         &'a self,
         algorithm: Algorithm,
         kid: Option<&'a str>,

@@ -2,11 +2,11 @@
 
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Validation};
-use postern_config::policy::Token;
 use serde_json::{Map, Value};
 
 use super::Reason;
 use super::keys::Keys;
+use crate::policy::Token;
 
 /// The longest token that is looked at, in bytes: what fits into the headers of a request beside others.
 pub const MAX_TOKEN: usize = 8 * 1024;
@@ -35,7 +35,8 @@ pub struct Peeked {
     pub issuer: String,
     /// `kid`.
     pub kid: Option<String>,
-    algorithm: Algorithm,
+    /// `alg`: one of those that are taken at all.
+    pub algorithm: Algorithm,
 }
 
 /// Reads what is needed to find the key. Whatever else the head says (`jwk`, `jku`, `x5c`, …) finds no ear; a `crit` refuses
