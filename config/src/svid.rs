@@ -93,7 +93,8 @@ impl Peer {
         self.check_revoked(revoked)
     }
 
-    fn check_revoked(&self, revoked: &Revocations) -> Result<(), VerifyError> {
+    /// Asks again about revocation alone.
+    pub fn check_revoked(&self, revoked: &Revocations) -> Result<(), VerifyError> {
         if revoked.is_empty() {
             return Ok(());
         }

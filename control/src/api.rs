@@ -14,6 +14,7 @@ pub mod grpc;
 pub mod listen;
 pub mod model;
 pub mod probes;
+pub mod revocations;
 pub mod socket;
 pub mod tls;
 pub mod watch;
@@ -33,6 +34,8 @@ pub mod stubs {
 pub struct Plane {
     /// Durable facts.
     pub store: Store,
+    /// This process among those that share the store.
+    pub replica: String,
     /// Signing keys.
     pub ca: Arc<Ca>,
     /// Who gets which identity.

@@ -9,21 +9,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use postern_config::bundle::{BundleError, TrustBundle};
-use postern_config::enroll::Pin;
 use postern_config::file::control::ControlConfig;
 use postern_config::id::TrustDomain;
 use rcgen::{Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use x509_parser::prelude::{FromDer as _, ParsedExtension, X509Certificate};
 
-use crate::digest::{hex, sha256};
+use crate::clock::now_ms;
+use crate::digest::hex;
+use crate::store::{Store, StoreError};
 
+mod authorities;
 pub mod files;
 mod profile;
+mod requests;
+mod root;
 
+pub use authorities::{Authorities, Root};
 use files::KeyFileError;
 pub(crate) use profile::{serial, set_validity};
+use requests::Asking;
 
 /// Why there is no CA.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +63,17 @@ pub enum CaError {
         /// RFC 3339.
         until: String,
     },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store's certificates cannot be used.
+    #[error("the store's authority {name:?} cannot be used: {why}")]
+    Authority {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The root has ended.
     #[error("the root of this trust domain ended at {0}; a new one has to be created and distributed")]
     RootEnded(String),
@@ -69,6 +85,8 @@ pub struct Issuing {
     pub certificate: CertificateDer<'static>,
     /// Its subject key identifier.
     pub key_id: Vec<u8>,
+    /// Subject key identifier of the root that signed it, hex.
+    pub issuer_id: String,
     /// Its common name, such as `issuing 2026-11-22 3fa85f64`.
     pub name: String,
     /// Seconds since 1970.
@@ -79,52 +97,52 @@ pub struct Issuing {
     pub signer: Issuer<'static, KeyPair>,
 }
 
-/// The trust domain's CA.
+/// The trust domain's CA, as this replica has it.
 pub struct Ca {
     dir: PathBuf,
     trust_domain: TrustDomain,
-    issuing_ttl: Duration,
-    backdate: Duration,
-    root: CertificateDer<'static>,
-    root_ends: i64,
-    pin: Pin,
+    replica: String,
+    terms: Terms,
+    authorities: ArcSwap<Authorities>,
     issuing: ArcSwap<Issuing>,
 }
 
 impl Ca {
-    /// Opens the keys below `dir`, creating what is not there yet.
-    pub fn open(
+    /// Opens the keys below `dir`. On a trust domain's first start the root is made here; on others a replica without the
+    /// root's key waits until whoever holds it has signed its issuing CA, and says so by `waiting`.
+    pub async fn open(
         dir: &Path,
-        trust_domain: &TrustDomain,
         config: &ControlConfig,
-        now: i64,
+        trust_domain: &TrustDomain,
+        replica: &str,
+        store: &Store,
+        waiting: impl FnMut(&str),
     ) -> Result<Self, CaError> {
         files::private_directory(dir)?;
-        let backdate = config.svid.backdate.as_duration();
-        let ends = at_end(now, config.ca.root_ttl.as_duration());
-        let (root, _) = root(dir, trust_domain, (now - secs(backdate), ends))?;
-        let (pin, root_ends) = pin_and_end(&root, &dir.join(ROOT_CERTIFICATE))?;
-        if now >= root_ends {
-            return Err(CaError::RootEnded(crate::clock::rfc3339(root_ends * 1000)));
+        let now = now_ms() / 1000;
+        let terms = Terms::new(config);
+        let authorities = root::ensure(dir, trust_domain, &terms, store, now).await?;
+        let root = authorities.active();
+        if now >= root.not_after {
+            return Err(CaError::RootEnded(crate::clock::rfc3339(root.not_after * 1000)));
         }
-        let issuing_ttl = config.ca.issuing_ttl.as_duration();
-        let issuing = match stored_issuing(dir)? {
-            Some(issuing) if now < issuing.renew_at() && issuing.is_signed_by(&root) => issuing,
-            _ => {
-                let validity = (now - secs(backdate), at_end(now, issuing_ttl));
-                new_issuing(dir, trust_domain, validity)?
+        let stored = stored_issuing(dir)?.filter(|i| now < i.renew_at() && authorities.vouches(i));
+        let issuing = match stored {
+            Some(issuing) => issuing,
+            None => {
+                let asking = Asking { dir, trust_domain, replica, terms: &terms, store, actor: "control" };
+                requests::obtain(&asking, waiting).await?
             }
         };
-        Ok(Self {
+        let ca = Self {
             dir: dir.to_owned(),
             trust_domain: trust_domain.clone(),
-            issuing_ttl,
-            backdate,
-            root,
-            root_ends,
-            pin,
+            replica: replica.to_owned(),
+            terms,
+            authorities: ArcSwap::from_pointee(Authorities::load(store).await?),
             issuing: ArcSwap::from_pointee(issuing),
-        })
+        };
+        Ok(ca)
     }
 
     /// The trust domain.
@@ -132,19 +150,14 @@ impl Ca {
         &self.trust_domain
     }
 
-    /// The root's certificate.
-    pub fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+    /// The trust domain's certificates, as the store had them when the last generation was built.
+    pub fn authorities(&self) -> Arc<Authorities> {
+        self.authorities.load_full()
     }
 
-    /// The root's notAfter, seconds since 1970.
-    pub fn root_ends(&self) -> i64 {
-        self.root_ends
-    }
-
-    /// SHA-256 of the root's public key: what a join string carries.
-    pub fn pin(&self) -> Pin {
-        self.pin
+    /// Takes over what the store has now.
+    pub(crate) fn set_authorities(&self, authorities: Authorities) {
+        self.authorities.store(Arc::new(authorities));
     }
 
     /// The issuing CA that signs now.
@@ -154,20 +167,63 @@ impl Ca {
 
     /// How far notBefore lies in the past.
     pub fn backdate(&self) -> Duration {
-        self.backdate
+        self.terms.backdate
     }
 
-    /// The trust bundle: the root alone.
-    pub fn bundle(&self, sequence: u64) -> Result<TrustBundle, BundleError> {
-        TrustBundle::new(self.trust_domain.clone(), sequence, [self.root.clone()])
+    /// Whether a new issuing CA is due at `now` (seconds since 1970): half of the life is over, or it does not come from the
+    /// root that signs now.
+    pub fn is_due(&self, now: i64) -> bool {
+        let issuing = self.issuing.load();
+        let authorities = self.authorities.load();
+        now >= issuing.renew_at() || issuing.issuer_id != authorities.active().key_id
     }
 
-    /// Creates a new issuing CA, which signs from now on. The root stays.
-    pub fn rotate(&self, now: i64) -> Result<Arc<Issuing>, CaError> {
-        let validity = (now - secs(self.backdate), at_end(now, self.issuing_ttl));
-        let issuing = Arc::new(new_issuing(&self.dir, &self.trust_domain, validity)?);
-        self.issuing.store(Arc::clone(&issuing));
-        Ok(issuing)
+    /// Lets a new issuing CA sign from now on, if this replica can have one at once; `false` if it has asked for one and waits.
+    pub async fn rotate(&self, store: &Store, actor: &str) -> Result<bool, CaError> {
+        let asking = Asking {
+            dir: &self.dir,
+            trust_domain: &self.trust_domain,
+            replica: &self.replica,
+            terms: &self.terms,
+            store,
+            actor,
+        };
+        let current = self.issuing.load_full();
+        let Some(issuing) = requests::ask(&asking, Some(&current)).await? else { return Ok(false) };
+        self.issuing.store(Arc::new(issuing));
+        Ok(true)
+    }
+
+    /// Signs the issuing CAs that other replicas wait for, if the root's key is here. Says whose it signed.
+    pub async fn serve_requests(&self, store: &Store) -> Result<Vec<String>, CaError> {
+        requests::serve(&self.dir, &self.trust_domain, &self.terms, store).await
+    }
+}
+
+/// How long the trust domain's own certificates live, and how far they are backdated.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    root_ttl: Duration,
+    issuing_ttl: Duration,
+    backdate: Duration,
+}
+
+impl Terms {
+    fn new(config: &ControlConfig) -> Self {
+        Self {
+            root_ttl: config.ca.root_ttl.as_duration(),
+            issuing_ttl: config.ca.issuing_ttl.as_duration(),
+            backdate: config.svid.backdate.as_duration(),
+        }
+    }
+
+    fn root(&self, now: i64) -> (i64, i64) {
+        (now - secs(self.backdate), at_end(now, self.root_ttl))
+    }
+
+    /// Within the life of its root.
+    fn issuing(&self, now: i64, root: &Root) -> (i64, i64) {
+        ((now - secs(self.backdate)).max(root.not_before), at_end(now, self.issuing_ttl).min(root.not_after))
     }
 }
 
@@ -176,53 +232,10 @@ impl Issuing {
     pub fn renew_at(&self) -> i64 {
         self.not_before + (self.not_after - self.not_before) / 2
     }
-
-    fn is_signed_by(&self, root: &CertificateDer<'_>) -> bool {
-        match (X509Certificate::from_der(&self.certificate), X509Certificate::from_der(root)) {
-            (Ok((_, own)), Ok((_, root))) => {
-                authority_key_id(&own).is_some_and(|id| Some(id) == subject_key_id(&root))
-            }
-            _ => false,
-        }
-    }
 }
 
-const ROOT_KEY: &str = "root.key";
-const ROOT_CERTIFICATE: &str = "root.pem";
 const ISSUING_KEY: &str = "issuing.key";
 const ISSUING_CERTIFICATE: &str = "issuing.pem";
-
-/// The root as stored, or a new one. The key is written first: a key without certificate is a first start that was
-/// interrupted and is taken up again, a certificate without key is a loss that nobody should paper over.
-fn root(
-    dir: &Path,
-    trust_domain: &TrustDomain,
-    validity: (i64, i64),
-) -> Result<(CertificateDer<'static>, KeyPair), CaError> {
-    let (key_path, path) = (dir.join(ROOT_KEY), dir.join(ROOT_CERTIFICATE));
-    let key = match files::read_key(&key_path)? {
-        Some(key) => key,
-        None if path.exists() => {
-            return Err(CaError::Unusable { path: key_path, why: "the root's key is missing".to_owned() });
-        }
-        None => {
-            let key = KeyPair::generate()?;
-            files::write(&key_path, key.serialize_pem().as_bytes())?;
-            key
-        }
-    };
-    if !path.exists() {
-        let certificate = profile::root(trust_domain, &key, validity)?.self_signed(&key)?;
-        files::write(&path, certificate.pem().as_bytes())?;
-    }
-    let certificate = read_certificate(&path)?;
-    check_key(&certificate, &key, &path)?;
-    let subject = format!("spiffe://{trust_domain}");
-    if !profile::names(&certificate).contains(&subject) {
-        return Err(CaError::Unusable { path, why: format!("it is not the root of {trust_domain}") });
-    }
-    Ok((certificate, key))
-}
 
 /// The issuing CA as stored, if it is whole. Key and certificate are two files: a crash between them leaves a pair that does
 /// not fit, and then a new one is made. A key that others can read is never passed over.
@@ -238,32 +251,19 @@ fn stored_issuing(dir: &Path) -> Result<Option<Issuing>, CaError> {
     Ok(fits.then(|| issuing_from(certificate, key).ok()).flatten())
 }
 
-fn new_issuing(dir: &Path, trust_domain: &TrustDomain, validity: (i64, i64)) -> Result<Issuing, CaError> {
-    let (root, root_key) = root(dir, trust_domain, validity)?;
-    let (root_begins, root_ends) = match X509Certificate::from_der(&root) {
-        Ok((_, c)) => (c.validity().not_before.timestamp(), c.validity().not_after.timestamp()),
-        Err(_) => validity,
-    };
-    let validity = (validity.0.max(root_begins), validity.1.min(root_ends));
-    let signer = Issuer::from_ca_cert_der(&root, root_key)?;
-    let key = KeyPair::generate()?;
-    let certificate = profile::issuing(trust_domain, &key, validity)?.signed_by(&key, &signer)?;
-    files::write(&dir.join(ISSUING_KEY), key.serialize_pem().as_bytes())?;
-    files::write(&dir.join(ISSUING_CERTIFICATE), certificate.pem().as_bytes())?;
-    issuing_from(certificate.der().clone(), key)
-}
-
 fn issuing_from(certificate: CertificateDer<'static>, key: KeyPair) -> Result<Issuing, CaError> {
     let unusable = |why: &str| CaError::Unusable { path: ISSUING_CERTIFICATE.into(), why: why.to_owned() };
     let (_, parsed) =
         X509Certificate::from_der(&certificate).map_err(|_| unusable("it is no certificate"))?;
     let key_id = subject_key_id(&parsed).ok_or_else(|| unusable("it has no subject key identifier"))?;
+    let issuer_id =
+        hex(&authority_key_id(&parsed).ok_or_else(|| unusable("it does not name its issuer's key"))?);
     let name =
         parsed.subject().iter_common_name().find_map(|cn| cn.as_str().ok()).unwrap_or_default().to_owned();
     let (not_before, not_after) =
         (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
     let signer = Issuer::from_ca_cert_der(&certificate, key)?;
-    Ok(Issuing { key_id, name, not_before, not_after, signer, certificate })
+    Ok(Issuing { key_id, issuer_id, name, not_before, not_after, signer, certificate })
 }
 
 fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CaError> {
@@ -282,12 +282,6 @@ fn check_key(certificate: &CertificateDer<'_>, key: &KeyPair, path: &Path) -> Re
         }
         Err(_) => Err(CaError::Unusable { path: path.to_owned(), why: "it is no certificate".to_owned() }),
     }
-}
-
-fn pin_and_end(root: &CertificateDer<'_>, path: &Path) -> Result<(Pin, i64), CaError> {
-    let (_, parsed) = X509Certificate::from_der(root)
-        .map_err(|_| CaError::Unusable { path: path.to_owned(), why: "it is no certificate".to_owned() })?;
-    Ok((Pin(sha256(parsed.public_key().raw)), parsed.validity().not_after.timestamp()))
 }
 
 fn subject_key_id(certificate: &X509Certificate<'_>) -> Option<Vec<u8>> {
@@ -320,6 +314,6 @@ impl std::fmt::Debug for Issuing {
 
 impl std::fmt::Debug for Ca {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Ca({}, root {})", self.trust_domain, self.pin)
+        write!(f, "Ca({}, root {})", self.trust_domain, self.authorities.load().active().pin)
     }
 }

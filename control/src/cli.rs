@@ -13,6 +13,7 @@ mod demo;
 mod identities;
 mod output;
 mod policy;
+mod revoke;
 mod serve;
 mod service;
 mod status;
@@ -74,6 +75,8 @@ enum Command {
     Policy(policy::Command),
     /// Show the state of the mesh in two lines
     Status(status::StatusCommand),
+    /// Take back certificates or whole identities
+    Revoke(revoke::Revoke),
     /// The certificate authority
     #[command(subcommand)]
     Ca(ca::Command),
@@ -142,6 +145,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
             Command::Service(command) => command.run(common).await,
             Command::Policy(command) => command.run(common).await,
             Command::Status(command) => command.run(common).await,
+            Command::Revoke(command) => command.run(common).await,
             Command::Ca(command) => command.run(common).await,
             Command::Audit(command) => command.run(common).await,
             Command::Demo(command) => Err(demo::hand_over(&command.arguments)),

@@ -29,3 +29,11 @@ pub fn random<const N: usize>() -> Result<[u8; N], aws_lc_rs::error::Unspecified
     aws_lc_rs::rand::fill(&mut bytes)?;
     Ok(bytes)
 }
+
+/// The bytes of a hex text.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    if !text.len().is_multiple_of(2) || !text.is_ascii() {
+        return None;
+    }
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
+}

@@ -27,7 +27,8 @@ pub struct Leaf {
 }
 
 /// Signs a leaf for `id`. It starts `backdate` before `now` and ends `ttl` after it (milliseconds since 1970), but never
-/// outside of its issuer's life; with a clock outside of that life nothing is signed.
+/// outside of its issuer's life, nor before `earliest` (milliseconds since 1970), which is when the identity was revoked; with a
+/// clock outside of its issuer's life nothing is signed.
 ///
 /// The subject is empty, so the SAN is critical (RFC 5280 §4.1.2.6); both EKUs stand, because a workload is client and
 /// server with one certificate.
@@ -37,13 +38,15 @@ pub fn sign(
     key: &impl PublicKeyData,
     ttl: Duration,
     backdate: Duration,
+    earliest: i64,
     now: i64,
 ) -> Result<Leaf, CaError> {
     let ends = now.saturating_add(crate::clock::millis(ttl));
     let begins = now.saturating_sub(crate::clock::millis(backdate)).div_euclid(1000);
     // Rounded up: a certificate of five seconds lives five, not four and a bit.
     let ends = ends.saturating_add(999).div_euclid(1000);
-    let (not_before, not_after) = (begins.max(issuing.not_before), ends.min(issuing.not_after));
+    let not_before = begins.max(issuing.not_before).max(earliest.div_euclid(1000));
+    let not_after = ends.min(issuing.not_after);
     let seconds = now.div_euclid(1000);
     if seconds < issuing.not_before || seconds >= issuing.not_after {
         let [now, from, until] =

@@ -17,7 +17,6 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use postern_config::file::control::{ControlConfig, ControlMetricsListen};
 use postern_config::id::TrustDomain;
@@ -32,10 +31,13 @@ pub mod cli;
 pub mod clock;
 pub mod digest;
 pub mod fetch;
+mod housekeeping;
 pub mod issue;
 pub mod limits;
 pub mod publish;
 pub mod registry;
+pub mod replica;
+pub mod revoke;
 pub mod store;
 pub mod telemetry;
 
@@ -45,12 +47,6 @@ use clock::{millis, now_ms};
 
 /// The admin socket's name below the data directory.
 pub const ADMIN_SOCKET: &str = "admin.sock";
-/// The pause between two rounds of housekeeping: acknowledgements are saved and ended leases swept this often.
-const ROUND: Duration = Duration::from_secs(1);
-/// How long an ended certificate or token stays in the store, for whoever asks what it was.
-const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
-/// How many rounds pass between two clean-ups.
-const CLEAN_UP_EVERY: u32 = 600;
 
 /// Why the control plane does not run.
 #[derive(Debug, thiserror::Error)]
@@ -121,18 +117,26 @@ pub struct Ready {
     pub admin: PathBuf,
 }
 
-/// Runs the control plane until `shutdown`. `ready` is called once, when every door is open.
+/// Runs the control plane until `shutdown`. `ready` is called once, when every door is open; `waiting` before that, with the
+/// fingerprint of the key that an operator has to approve, on a replica that does not hold the root.
 pub async fn run(
     config: ControlConfig,
     shutdown: CancellationToken,
+    waiting: impl FnMut(&str),
     ready: impl FnOnce(&Ready),
 ) -> Result<(), ServeError> {
     config.check()?;
     let data = prepare(&config.data)?;
     let _lock = lock(&data)?;
-    let store = store::Store::open(&data.join("postern.db")).await?;
+    let replica = replica::name(&data).map_err(|source| ServeError::Data { path: data.clone(), source })?;
+    let store = store::Store::open(&location(&config, &data)).await?;
     let trust_domain = trust_domain(&store, &config, &data).await?;
-    let ca = Arc::new(ca::Ca::open(&data.join("ca"), &trust_domain, &config, now_ms() / 1000)?);
+    let keys = data.join("ca");
+    let opened = ca::Ca::open(&keys, &config, &trust_domain, &replica, &store, waiting);
+    let ca = tokio::select! {
+        () = shutdown.cancelled() => return Ok(()),
+        opened = opened => Arc::new(opened?),
+    };
 
     let listener = listen(config.listen).await?;
     let bound = listener.local_addr().unwrap_or(config.listen);
@@ -141,7 +145,7 @@ pub async fn run(
         ControlMetricsListen::Off(_) => None,
     };
     let metrics = telemetry::Metrics::new();
-    after_restart(&store, &ca).await?;
+    after_restart(&store, &replica).await?;
     let plane = Arc::new(Plane {
         registry: registry::Registry::new(
             store.clone(),
@@ -162,6 +166,7 @@ pub async fn run(
         proxies: publish::Proxies::default(),
         streams: TaskTracker::new(),
         advertise: config.advertise.clone().unwrap_or_else(|| advertised(bound)),
+        replica,
         store,
         ca,
         metrics,
@@ -174,7 +179,7 @@ pub async fn run(
 
     let about = Ready {
         trust_domain,
-        root: plane.ca.pin().to_string(),
+        root: plane.ca.authorities().active().pin.to_string(),
         listen: bound,
         advertise: plane.advertise.clone(),
         metrics: probes.as_ref().and_then(|p| p.local_addr().ok()),
@@ -188,7 +193,8 @@ pub async fn run(
         api::admin::router(Arc::clone(&plane)),
         shutdown.clone(),
     ));
-    tasks.spawn(housekeeping(Arc::clone(&plane), shutdown.clone()));
+    tasks.spawn(housekeeping::run(Arc::clone(&plane), shutdown.clone()));
+    tasks.spawn(housekeeping::follow(Arc::clone(&plane), shutdown.clone()));
     if let Some(probes) = probes {
         tasks.spawn(api::probes::serve(probes, Arc::clone(&plane), shutdown.clone()));
     }
@@ -201,18 +207,6 @@ pub async fn run(
     plane.streams.wait().await;
     plane.store.close().await;
     Ok(())
-}
-
-impl Plane {
-    /// Lets a new issuing CA take over, and the control plane's own certificate with it.
-    pub async fn rotate(&self, actor: &str) -> Result<(), ServeError> {
-        let _turn = self.rotating.lock().await;
-        // Key generation and two synced files: some milliseconds, once in days.
-        self.ca.rotate(now_ms() / 1000)?;
-        self.presented.replace(&self.ca)?;
-        record_issuing(&self.store, &self.ca, actor).await?;
-        Ok(())
-    }
 }
 
 fn prepare(data: &Path) -> Result<PathBuf, ServeError> {
@@ -271,66 +265,21 @@ fn advertised(bound: SocketAddr) -> String {
     SocketAddr::new(ip, bound.port()).to_string()
 }
 
-/// What has to be put right before the doors open: leases that were open when the last process ended start to run, and a CA
-/// that was made just before a crash is put on record.
-async fn after_restart(store: &store::Store, ca: &ca::Ca) -> Result<(), ServeError> {
-    let mut change = store.change().await?;
-    change.release_all_announcements(now_ms() + millis(publish::LEASE)).await?;
+/// What has to be put right before the doors open: streams that were open here when the last process ended are gone, and the
+/// leases of what they announced start to run.
+async fn after_restart(store: &store::Store, replica: &str) -> Result<(), ServeError> {
+    let mut change = store.change_rows().await?;
+    change.disconnect_all(replica).await?;
+    change.release_announcements_of(replica, now_ms() + millis(publish::LEASE)).await?;
     change.commit().await?;
-    record_issuing(store, ca, "control").await
-}
-
-async fn record_issuing(store: &store::Store, ca: &ca::Ca, actor: &str) -> Result<(), ServeError> {
-    let issuing = ca.issuing();
-    let key_id = digest::hex(&issuing.key_id);
-    if store.knows_issuing_ca(&key_id).await? {
-        return Ok(());
-    }
-    let detail = serde_json::json!({ "key_id": key_id, "not_after": issuing.not_after * 1000 });
-    let entry = audit::Entry::done(actor, "ca rotate", &*issuing.name, detail);
-    let mut change = store.change().await?;
-    change.add_issuing_ca(&key_id, &issuing.certificate, issuing.not_after * 1000).await?;
-    entry.append(&mut change).await?;
-    change.commit().await?;
-    entry.log();
     Ok(())
 }
 
-/// Everything that is due by time alone. A failure is logged and tried again in the next round.
-async fn housekeeping(plane: Arc<Plane>, shutdown: CancellationToken) {
-    let mut rounds = tokio::time::interval(ROUND);
-    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut round = 0_u32;
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => break,
-            _ = rounds.tick() => {}
+fn location(config: &ControlConfig, data: &Path) -> store::Location {
+    match &config.store.url {
+        None => store::Location::File(data.join("postern.db")),
+        Some(url) => {
+            store::Location::Server { url: url.clone(), password_file: config.store.password_file.clone() }
         }
-        if let Err(error) = keep_house(&plane, round.is_multiple_of(CLEAN_UP_EVERY)).await {
-            tracing::error!(%error, "housekeeping failed");
-        }
-        round = round.wrapping_add(1);
     }
-    if let Err(error) = plane.proxies.save(&plane.store).await {
-        tracing::error!(%error, "the last acknowledgements could not be saved");
-    }
-}
-
-async fn keep_house(plane: &Plane, clean_up: bool) -> Result<(), ServeError> {
-    plane.proxies.save(&plane.store).await?;
-    plane.publisher.sweep().await?;
-    let now = now_ms() / 1000;
-    if now >= plane.ca.issuing().renew_at() {
-        plane.rotate("control").await?;
-    } else if plane.presented.is_due(now) {
-        plane.presented.replace(&plane.ca)?;
-    }
-    if clean_up {
-        let before = now_ms() - millis(KEPT);
-        let mut change = plane.store.change().await?;
-        change.forget_certificates(before).await?;
-        change.forget_tokens(before).await?;
-        change.commit().await?;
-    }
-    Ok(())
 }

@@ -7,10 +7,13 @@ use std::sync::Arc;
 use postern_config::bundle::{BundleError, BundleSet};
 use postern_config::id::SpiffeId;
 use postern_config::policy::{AuthorizationPolicy, PeerAuthentication};
+use postern_config::revocation::Revocations;
 use postern_config::wire::v1;
 use tokio::sync::{Mutex, watch};
 
-use crate::ca::Ca;
+use crate::ca::{Authorities, Ca, CaError};
+use crate::clock::now_ms;
+use crate::revoke;
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
 
@@ -26,6 +29,9 @@ pub enum PublishError {
     /// The store did not answer.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The trust domain's own certificates cannot be used.
+    #[error(transparent)]
+    Ca(#[from] CaError),
     /// The own bundle cannot be built.
     #[error("the trust bundle cannot be built: {0}")]
     Bundle(#[from] BundleError),
@@ -38,6 +44,9 @@ pub struct World {
     pub generation: u64,
     /// Bundles as the control plane itself checks its callers by them.
     pub bundles: Arc<BundleSet>,
+    /// What is no longer believed.
+    pub revocations: Arc<Revocations>,
+    revocation_message: v1::RevocationSet,
     bundle_message: v1::BundleSet,
     policies: Vec<(AuthorizationPolicy, String)>,
     peers: Vec<(PeerAuthentication, String)>,
@@ -89,6 +98,14 @@ impl Publisher {
         Ok(generation)
     }
 
+    /// Builds and pushes the store's generation if it is newer than the one that is being pushed: another replica made it.
+    pub async fn catch_up(&self) -> Result<(), PublishError> {
+        if self.store.counter("generation").await? == self.world().generation {
+            return Ok(());
+        }
+        self.publish().await.map(drop)
+    }
+
     /// The newest generation.
     pub fn world(&self) -> Arc<World> {
         Arc::clone(&self.worlds.borrow())
@@ -110,7 +127,11 @@ impl World {
     /// number, only repeats it. The other way round a proxy would acknowledge a generation that it never saw.
     async fn load(store: &Store, ca: &Ca) -> Result<Self, PublishError> {
         let generation = store.counter("generation").await?;
-        let bundles: BundleSet = [ca.bundle(store.counter("bundle").await?)?].into_iter().collect();
+        let sequence = store.counter("bundle").await?;
+        let authorities = Authorities::load(store).await?;
+        let bundles: BundleSet = [authorities.bundle(ca.trust_domain(), sequence)?].into_iter().collect();
+        ca.set_authorities(authorities);
+        let revocations = revoke::set(&store.revocations(now_ms()).await?)?;
         let policies = store.policies().await?.into_iter().map(|p| (p.to_json(), p));
         let policies = policies.map(|(json, policy)| (policy, json)).collect();
         let peers = store.peer_authentications().await?.into_iter().map(|p| (p.to_json(), p));
@@ -132,8 +153,19 @@ impl World {
         }
         let bundle_message = v1::BundleSet::from(&bundles);
         let services = v1::ServiceSet { services };
-        let bundles = Arc::new(bundles);
-        Ok(Self { generation, bundles, bundle_message, policies, peers, services, owners })
+        let revocation_message = v1::RevocationSet::from(&revocations);
+        let (bundles, revocations) = (Arc::new(bundles), Arc::new(revocations));
+        Ok(Self {
+            generation,
+            bundles,
+            revocations,
+            revocation_message,
+            bundle_message,
+            policies,
+            peers,
+            services,
+            owners,
+        })
     }
 
     /// What the workload `id` with these labels has to know.
@@ -152,7 +184,7 @@ impl World {
                 peer_authentications: peers.map(|(_, json)| json.clone()).collect(),
                 root_namespace: root_namespace.to_owned(),
             },
-            revocations: v1::RevocationSet::default(),
+            revocations: self.revocation_message.clone(),
             services: self.services.clone(),
         }
     }

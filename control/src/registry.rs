@@ -18,7 +18,7 @@ use crate::digest::{hex, serial_hex};
 use crate::issue::csr::{Csr, CsrError, SubjectKey};
 use crate::issue::{self, Leaf};
 use crate::limits::Limits;
-use crate::store::{Certificate, Change, Lineage, Store, StoreError};
+use crate::store::{Certificate, Change, Lineage, Store, StoreError, Subject};
 use crate::telemetry::Metrics;
 
 mod enroll;
@@ -48,6 +48,9 @@ pub enum Refusal {
     /// The caller's certificate is not on record.
     #[error("this certificate is not on record")]
     UnknownSerial,
+    /// The identity was revoked, or the lineage was ended.
+    #[error("this identity or enrollment was revoked; nothing is issued to it")]
+    Revoked,
     /// A renewal for the key that is in use.
     #[error("a renewal needs a new key")]
     SameKey,
@@ -91,6 +94,7 @@ impl Refusal {
             Self::Csr(error) => error.reason(),
             Self::Superseded => "superseded",
             Self::UnknownSerial => "unknown_serial",
+            Self::Revoked => "revoked",
             Self::SameKey => "same_key",
             Self::TooMany => "too_many",
             Self::Store(_) | Self::Ca(_) => "internal",
@@ -125,7 +129,10 @@ impl Registry {
 
     /// Issues the next certificate of the caller's lineage. Idempotent by the request's key.
     pub async fn renew(&self, peer: &Peer, csr: &[u8], ttl_ms: u64) -> Result<Issued, Refusal> {
-        let result = self.try_renew(peer, csr, ttl_ms).await;
+        let mut result = self.try_renew(peer, csr, ttl_ms).await;
+        if is_worth_a_retry(&result) {
+            result = self.try_renew(peer, csr, ttl_ms).await;
+        }
         self.settle("renew", peer.id.as_str(), &serial_hex(&peer.serial), &result).await;
         result
     }
@@ -134,7 +141,7 @@ impl Registry {
     /// a superseded one is refused and put on record, since somebody else may hold it.
     pub async fn recognise(&self, peer: &Peer) -> Result<Lineage, Refusal> {
         let recognised = async {
-            let mut change = self.store.change().await?;
+            let mut change = self.store.change_rows().await?;
             let serial = serial_hex(&peer.serial);
             let lineage = lineage_of(&mut change, peer, &serial).await?;
             let lineage = use_serial(&mut change, lineage, &serial).await?;
@@ -152,8 +159,12 @@ impl Registry {
         let csr = Csr::parse(csr)?;
         csr.check(&peer.id)?;
         let serial = serial_hex(&peer.serial);
-        let mut change = self.store.change().await?;
+        let mut change = self.store.change_rows().await?;
+        let subject = change.subject(&peer.id, now_ms()).await?;
         let lineage = lineage_of(&mut change, peer, &serial).await?;
+        if subject.is_banned {
+            return Err(Refusal::Revoked);
+        }
         let earlier = change.certificate_of_key(&lineage.id, &csr.key.hash()).await?;
         // A delayed retry may arrive after the new certificate is in use already: that is no theft, and it gets the
         // certificate that it asked for.
@@ -169,7 +180,7 @@ impl Registry {
             return Err(Refusal::TooMany);
         }
         let lineage = use_serial(&mut change, lineage, &serial).await?;
-        let (leaf, issued) = self.sign(&mut change, &lineage, &csr.key, ttl_ms).await?;
+        let (leaf, issued) = self.sign(&mut change, &lineage, subject, &csr.key, ttl_ms).await?;
         change.set_serials(&lineage.id, &serial, Some(&leaf.serial), now_ms()).await?;
         let entry = issued_entry(peer.id.as_str(), "renew", &lineage, &leaf);
         entry.append(&mut change).await?;
@@ -183,12 +194,14 @@ impl Registry {
         &self,
         change: &mut Change,
         lineage: &Lineage,
+        subject: Subject,
         key: &SubjectKey,
         ttl_ms: u64,
     ) -> Result<(Leaf, Issued), Refusal> {
         let issuing = self.ca.issuing();
         let ttl = self.lifetime(ttl_ms, lineage.max_ttl_ms);
-        let leaf = issue::sign(&issuing, &lineage.spiffe_id, key, ttl, self.ca.backdate(), now_ms())?;
+        let (backdate, earliest) = (self.ca.backdate(), subject.revoked_before);
+        let leaf = issue::sign(&issuing, &lineage.spiffe_id, key, ttl, backdate, earliest, now_ms())?;
         let certificate = Certificate {
             serial: leaf.serial.clone(),
             lineage: lineage.id.clone(),
@@ -251,7 +264,16 @@ impl Registry {
 
 async fn lineage_of(change: &mut Change, peer: &Peer, serial: &str) -> Result<Lineage, Refusal> {
     let lineage = change.lineage_of(serial).await?.ok_or(Refusal::UnknownSerial)?;
-    if lineage.spiffe_id == peer.id { Ok(lineage) } else { Err(Refusal::UnknownSerial) }
+    match lineage.ended_at {
+        _ if lineage.spiffe_id != peer.id => Err(Refusal::UnknownSerial),
+        Some(_) => Err(Refusal::Revoked),
+        None => Ok(lineage),
+    }
+}
+
+/// Whether the store stumbled in a way that a second try may get over. What was done is found again by its key.
+fn is_worth_a_retry(result: &Result<Issued, Refusal>) -> bool {
+    matches!(result, Err(Refusal::Store(error)) if error.is_transient())
 }
 
 /// Two-phase switch: the serial in use stays good until the next one is used for the first time.

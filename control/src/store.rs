@@ -4,30 +4,34 @@
 //! lock from its first statement on, so that what it read is still true when it commits; a change that is not
 //! committed leaves nothing behind.
 
-use std::path::Path;
-use std::sync::Once;
-use std::time::Duration;
+use std::path::PathBuf;
 
-use sqlx::any::{AnyPoolOptions, AnyRow};
+use sqlx::any::AnyRow;
 use sqlx::{Any, AnyPool, Row as _};
 
 mod audit;
+mod authorities;
+mod engine;
+mod feed;
+mod leases;
 mod lineages;
 mod mesh;
 mod policies;
+mod replicas;
+mod revocations;
 mod tokens;
 
 pub use audit::Record;
+pub use authorities::{Authority, IssuingRequest, Kind, State};
+pub use feed::Hints;
+pub use leases::Lease;
 pub use lineages::{Certificate, Lineage, LiveLineage};
 pub use mesh::{Acknowledgement, Announced};
+pub use replicas::Replica;
+pub use revocations::{Revocation, Revoked, Subject};
 pub use tokens::Token;
 
-/// How many connections read beside the one that writes. Reads are short; more would only queue on two cores.
-const READERS: u32 = 4;
-/// SQLite's write lock is taken at once: a deferred transaction that upgrades later fails when another one wrote.
-const BEGIN: &str = "BEGIN IMMEDIATE";
-/// How long a statement waits for another process that holds the file (a backup, a shell).
-const BUSY: Duration = Duration::from_secs(10);
+use engine::Engine;
 
 /// Why the store did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +45,12 @@ pub enum StoreError {
     /// The file could not be created.
     #[error("{0}")]
     File(#[from] std::io::Error),
+    /// It does not answer in time.
+    #[error("the store at {0} does not answer; nothing was written")]
+    Unreachable(String),
+    /// Somebody else does the work that this change belongs to.
+    #[error("another replica has taken over {0}")]
+    Fenced(&'static str),
     /// A stored value cannot be read back.
     #[error("the store holds an unreadable {what}: {value:?}")]
     Unreadable {
@@ -51,9 +61,24 @@ pub enum StoreError {
     },
 }
 
+/// Where the store is.
+#[derive(Debug, Clone)]
+pub enum Location {
+    /// A SQLite file, absolute; created with mode 0600.
+    File(PathBuf),
+    /// PostgreSQL.
+    Server {
+        /// `postgres://…`, without password.
+        url: String,
+        /// The file that holds the password.
+        password_file: Option<PathBuf>,
+    },
+}
+
 /// The database, open.
 #[derive(Clone, Debug)]
 pub struct Store {
+    engine: Engine,
     read: AnyPool,
     write: AnyPool,
 }
@@ -61,26 +86,44 @@ pub struct Store {
 /// One transaction of changes. Dropped without [`Change::commit`], it changes nothing.
 #[derive(Debug)]
 pub struct Change {
+    engine: Engine,
     tx: sqlx::Transaction<'static, Any>,
+    is_news: bool,
+}
+
+impl StoreError {
+    /// Whether the same change may succeed if it is tried once more: the connection was lost, or two changes stood in each other's way.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Database(error) => engine::is_transient(error),
+            _ => false,
+        }
+    }
 }
 
 impl Store {
-    /// Opens `path` (absolute), creating it with mode 0600, and brings its schema up to date.
-    pub async fn open(path: &Path) -> Result<Self, StoreError> {
-        static DRIVERS: Once = Once::new();
-        DRIVERS.call_once(sqlx::any::install_default_drivers);
-        create_private(path)?;
-        let url = format!("sqlite://{}?mode=rw", percent_encode(path));
-        // One writer: changes queue here in order instead of meeting SQLITE_BUSY inside SQLite.
-        let write = pool(1).connect(&url).await?;
-        sqlx::migrate!("./migrations/sqlite").run(&write).await?;
-        let read = pool(READERS).connect(&url).await?;
-        Ok(Self { read, write })
+    /// Opens the store and brings its schema up to date.
+    pub async fn open(location: &Location) -> Result<Self, StoreError> {
+        engine::open(location).await
     }
 
-    /// Begins a change and takes the write lock.
+    /// Begins a change and takes the write lock: no other change of this kind runs beside it, on any replica.
     pub async fn change(&self) -> Result<Change, StoreError> {
-        Ok(Change { tx: self.write.begin_with(BEGIN).await? })
+        let mut change = self.change_rows().await?;
+        if self.engine.is_shared() {
+            sqlx::query("UPDATE counters SET value = value + 1 WHERE name = 'writer'")
+                .execute(&mut *change.tx)
+                .await?;
+        }
+        Ok(change)
+    }
+
+    /// Begins a change that locks the rows that it writes and no others: what it has read it must have written first. Issuing
+    /// goes this way, so that a stopped or slow replica holds up nobody else.
+    pub async fn change_rows(&self) -> Result<Change, StoreError> {
+        let begun = self.write.begin_with(self.engine.begin()).await;
+        let tx = begun.map_err(|error| self.engine.explain(error))?;
+        Ok(Change { engine: self.engine.clone(), tx, is_news: false })
     }
 
     /// A fact written once, such as the trust domain.
@@ -101,15 +144,6 @@ impl Store {
         Ok(number(&row, 0)?)
     }
 
-    /// Whether this issuing CA is on record.
-    pub async fn knows_issuing_ca(&self, key_id: &str) -> Result<bool, StoreError> {
-        let row = sqlx::query("SELECT COUNT(*) FROM issuing_cas WHERE key_id = $1")
-            .bind(key_id)
-            .fetch_one(&self.read)
-            .await?;
-        Ok(number(&row, 0)? > 0)
-    }
-
     /// Waits for running changes and closes the file.
     pub async fn close(&self) {
         self.write.close().await;
@@ -119,7 +153,10 @@ impl Store {
 
 impl Change {
     /// Makes the change durable; when this returns, it survives a crash.
-    pub async fn commit(self) -> Result<(), StoreError> {
+    pub async fn commit(mut self) -> Result<(), StoreError> {
+        if self.is_news {
+            self.engine.tell(&mut self.tx).await?;
+        }
         Ok(self.tx.commit().await?)
     }
 
@@ -135,71 +172,13 @@ impl Change {
 
     /// Increases a counter and says its new value. `generation` is increased by every change that proxies must hear of.
     pub async fn advance(&mut self, counter: &str) -> Result<u64, StoreError> {
-        sqlx::query("UPDATE counters SET value = value + 1 WHERE name = $1")
-            .bind(counter)
-            .execute(&mut *self.tx)
-            .await?;
-        let row = sqlx::query("SELECT value FROM counters WHERE name = $1")
+        self.is_news |= counter == "generation";
+        let row = sqlx::query("UPDATE counters SET value = value + 1 WHERE name = $1 RETURNING value")
             .bind(counter)
             .fetch_one(&mut *self.tx)
             .await?;
         Ok(number(&row, 0)?)
     }
-
-    /// Records an issuing CA that has begun to sign.
-    pub async fn add_issuing_ca(
-        &mut self,
-        key_id: &str,
-        der: &[u8],
-        not_after: i64,
-    ) -> Result<(), StoreError> {
-        let number = self.advance("issuing").await?;
-        sqlx::query("INSERT INTO issuing_cas (number, key_id, der, not_after) VALUES ($1, $2, $3, $4)")
-            .bind(number as i64)
-            .bind(key_id)
-            .bind(der.to_vec())
-            .bind(not_after)
-            .execute(&mut *self.tx)
-            .await?;
-        Ok(())
-    }
-}
-
-fn pool(connections: u32) -> AnyPoolOptions {
-    AnyPoolOptions::new().max_connections(connections).min_connections(1).after_connect(|connection, _| {
-        Box::pin(async move {
-            use sqlx::Executor as _;
-            // FULL: a committed enrollment must survive a power cut, or its token could be redeemed twice.
-            connection.execute("PRAGMA journal_mode = WAL").await?;
-            connection.execute("PRAGMA synchronous = FULL").await?;
-            connection.execute("PRAGMA foreign_keys = ON").await?;
-            const { assert!(BUSY.as_secs() == 10) };
-            connection.execute("PRAGMA busy_timeout = 10000").await?;
-            Ok(())
-        })
-    })
-}
-
-/// SQLite gives its `-wal` and `-shm` files the mode of the database, so one file created well is enough.
-fn create_private(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
-}
-
-/// A path as it may stand in a URL.
-fn percent_encode(path: &Path) -> String {
-    use std::fmt::Write as _;
-    use std::os::unix::ffi::OsStrExt as _;
-    let mut out = String::new();
-    for byte in path.as_os_str().as_bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => out.push(*byte as char),
-            _ => {
-                let _ = write!(out, "%{byte:02X}");
-            }
-        }
-    }
-    out
 }
 
 /// A stored text as the type it was written from.

@@ -10,6 +10,10 @@ use super::{Span, YamlError};
 use crate::id::TrustDomain;
 use crate::service::is_host_port;
 
+mod store;
+
+pub use store::StoreConfig;
+
 /// The control plane's configuration. Flags override the environment (`POSTERN_…`), which overrides this file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -22,6 +26,8 @@ pub struct ControlConfig {
     pub listen: SocketAddr,
     /// The `host:port` that join strings carry. Default: `listen`, with 127.0.0.1 where that is unspecified.
     pub advertise: Option<String>,
+    /// Durable facts: a file in `data`, or a PostgreSQL shared by several replicas.
+    pub store: StoreConfig,
     /// Certificates of workloads.
     pub svid: SvidConfig,
     /// The trust domain's own certificates.
@@ -111,6 +117,7 @@ pub enum ControlLogFormat {
 impl ControlConfig {
     /// Checks what the types alone do not say.
     pub fn check(&self) -> Result<(), YamlError> {
+        self.store.check()?;
         let SvidConfig { ttl, min_ttl, max_ttl, .. } = self.svid;
         let wrong = |message: String| Err(YamlError::without_place(message));
         if let Some(advertise) = self.advertise.as_ref().filter(|a| !is_host_port(a)) {
@@ -141,6 +148,7 @@ impl Default for ControlConfig {
             trust_domain: None,
             listen: SocketAddr::from(([0, 0, 0, 0], 7443)),
             advertise: None,
+            store: StoreConfig::default(),
             svid: SvidConfig::default(),
             ca: CaConfig::default(),
             root_namespace: "istio-system".into(),

@@ -33,8 +33,8 @@ const MAX_BEHIND: usize = 100;
 #[derive(Debug, Clone)]
 pub struct Operator(pub String);
 
-type Shared = State<Arc<Plane>>;
-type By = Extension<Operator>;
+pub(super) type Shared = State<Arc<Plane>>;
+pub(super) type By = Extension<Operator>;
 
 /// The routes.
 pub fn router(plane: Arc<Plane>) -> Router {
@@ -49,6 +49,7 @@ pub fn router(plane: Arc<Plane>) -> Router {
         .route("/v1/ca/rotate", post(rotate))
         .route("/v1/audit", get(audit))
         .fallback(|| async { Failed::new(StatusCode::NOT_FOUND, "not_found", "no such resource") })
+        .merge(super::revocations::routes())
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(plane)
 }
@@ -71,8 +72,8 @@ async fn status(State(plane): Shared) -> Result<Json<Status>, Failed> {
     });
     Ok(Json(Status {
         trust_domain: plane.ca.trust_domain().to_string(),
-        root: plane.ca.pin().to_string(),
-        root_expires_at: rfc3339(plane.ca.root_ends() * 1000),
+        root: plane.ca.authorities().active().pin.to_string(),
+        root_expires_at: rfc3339(plane.ca.authorities().active().not_after * 1000),
         issuing: issuing_view(&issuing),
         generation,
         proxies: ProxiesView {
@@ -275,7 +276,7 @@ async fn audit(State(plane): Shared, Query(query): Query<Last>) -> Result<Json<V
 }
 
 /// A JSON body whose mistakes are answered in the API's own form.
-struct Body<T>(T);
+pub(super) struct Body<T>(pub(super) T);
 
 impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Failed;
@@ -292,19 +293,19 @@ impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> 
 }
 
 /// A refusal on its way out.
-struct Failed(StatusCode, Refused);
+pub(super) struct Failed(StatusCode, Refused);
 
 impl Failed {
-    fn new(status: StatusCode, kind: &str, error: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, kind: &str, error: impl Into<String>) -> Self {
         Self(status, Refused { error: error.into(), kind: kind.to_owned() })
     }
 
-    fn bad(error: impl Into<String>) -> Self {
+    pub(super) fn bad(error: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", error)
     }
 
     /// The operator on this host may know the cause; the log has it as well.
-    fn internal(error: &dyn std::fmt::Display) -> Self {
+    pub(super) fn internal(error: &dyn std::fmt::Display) -> Self {
         tracing::error!(%error, "an operator's request failed");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", error.to_string())
     }

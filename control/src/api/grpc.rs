@@ -73,8 +73,13 @@ impl Control for ControlService {
         let caller = caller(&request)?;
         let peer = caller.peer.ok_or_else(|| Status::unauthenticated("no certificate"))?;
         let lineage = self.plane.registry.recognise(&peer).await.map_err(status)?;
-        let stream =
-            watch::open(Arc::clone(&self.plane), lineage, request.into_inner(), self.ending.child_token());
+        let stream = watch::open(
+            Arc::clone(&self.plane),
+            lineage,
+            peer,
+            request.into_inner(),
+            self.ending.child_token(),
+        );
         Ok(Response::new(Box::pin(stream)))
     }
 }
@@ -94,9 +99,11 @@ fn status(refusal: Refusal) -> Status {
     let message = refusal.to_string();
     match refusal {
         Refusal::Malformed(_) | Refusal::Csr(_) | Refusal::SameKey => Status::invalid_argument(message),
-        Refusal::Token(_) | Refusal::Proof | Refusal::Superseded | Refusal::UnknownSerial => {
-            Status::permission_denied(message)
-        }
+        Refusal::Token(_)
+        | Refusal::Proof
+        | Refusal::Superseded
+        | Refusal::UnknownSerial
+        | Refusal::Revoked => Status::permission_denied(message),
         Refusal::TooMany => Status::resource_exhausted(message),
         // Unavailable, not Internal: the proxy shall come back, and the cause stands in our log.
         Refusal::Store(_) | Refusal::Ca(_) => Status::unavailable(message),

@@ -159,3 +159,102 @@ pub struct Behind {
     /// When it was last heard of.
     pub last_seen: String,
 }
+
+/// `POST /v1/revocations`: one of the two.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revoke {
+    /// An identity, with everything that could lead to another certificate of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<SpiffeId>,
+    /// One certificate, by its serial in hex.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+    /// Why.
+    #[serde(default)]
+    pub reason: crate::revoke::Reason,
+}
+
+/// What a revocation led to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RevokedView {
+    /// Whose certificates they were.
+    pub id: SpiffeId,
+    /// How many valid certificates are refused from now on.
+    pub certificates: u64,
+    /// The generation that tells the proxies.
+    pub generation: u64,
+    /// When it was committed, milliseconds since 1970.
+    pub at_ms: i64,
+}
+
+/// `POST /v1/revocations/lift`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lift {
+    /// The identity that may have certificates again.
+    pub id: SpiffeId,
+}
+
+/// One revocation that still bites.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RevocationView {
+    /// Its name.
+    pub name: String,
+    /// `serial`, `identity` or `key`.
+    pub kind: String,
+    /// What it bites on: issuer key id and serial, an identity, a key's hash.
+    pub subject: String,
+    /// In the words of RFC 5280 §5.3.1.
+    pub reason: String,
+    /// When it was made.
+    pub created_at: String,
+    /// By whom.
+    pub created_by: String,
+    /// When it bites on nothing any more.
+    pub ends_at: String,
+}
+
+/// `GET /v1/revocations`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RevocationsView {
+    /// What proxies are told.
+    pub entries: Vec<RevocationView>,
+    /// Identities that nothing is issued to.
+    pub banned: Vec<SpiffeId>,
+}
+
+/// How far one live enrollment has come with a generation.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Progress {
+    /// Its SPIFFE ID.
+    pub id: SpiffeId,
+    /// What its proxy calls itself.
+    pub instance: String,
+    /// The enrollment.
+    pub lineage: String,
+    /// Whether its stream is open on some replica.
+    pub connected: bool,
+    /// When it said that the generation, or a later one, is in force; milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acked_at_ms: Option<i64>,
+    /// When it was last heard of.
+    pub last_seen: String,
+    /// Why it refused the generation; empty if it did not.
+    pub error: String,
+}
+
+/// `POST /v1/ca/approve`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Approve {
+    /// SHA-256 of the key, hex, as the waiting replica shows it.
+    pub key: String,
+}
+
+/// A replica whose key was approved.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Approved {
+    /// Its name.
+    pub replica: String,
+}

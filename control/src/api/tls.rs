@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use postern_config::reason::Reason;
-use postern_config::revocation::Revocations;
 use postern_config::svid::{self, Algorithms, Peer, Role, VerifyError};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -20,7 +19,7 @@ use rustls::{
 use tokio::sync::watch;
 
 use super::callers::Grace;
-use crate::ca::{Ca, CaError};
+use crate::ca::{Authorities, Ca, CaError};
 use crate::clock::now_ms;
 use crate::issue;
 use crate::publish::World;
@@ -45,6 +44,7 @@ pub struct Presented {
     provider: Arc<CryptoProvider>,
     certified: ArcSwap<CertifiedKey>,
     renew_at: ArcSwap<i64>,
+    authorities: ArcSwap<Authorities>,
 }
 
 impl Presented {
@@ -56,20 +56,23 @@ impl Presented {
             provider,
             certified: ArcSwap::from_pointee(certified),
             renew_at: ArcSwap::from_pointee(renew_at),
+            authorities: ArcSwap::new(ca.authorities()),
         })
     }
 
     /// Makes a new one under the issuing CA of now.
     pub fn replace(&self, ca: &Ca) -> Result<(), TlsError> {
+        let authorities = ca.authorities();
         let (certified, renew_at) = own_certificate(ca, &self.provider)?;
+        self.authorities.store(authorities);
         self.certified.store(Arc::new(certified));
         self.renew_at.store(Arc::new(renew_at));
         Ok(())
     }
 
-    /// Whether half of its life is over at `now` (seconds since 1970).
-    pub fn is_due(&self, now: i64) -> bool {
-        now >= **self.renew_at.load()
+    /// Whether half of its life is over at `now` (seconds since 1970), or other roots stand above it than when it was made.
+    pub fn is_due(&self, ca: &Ca, now: i64) -> bool {
+        now >= **self.renew_at.load() || *ca.authorities() != **self.authorities.load()
     }
 }
 
@@ -79,13 +82,15 @@ impl ResolvesServerCert for Presented {
     }
 }
 
-/// Leaf, issuing CA *and root*: a proxy that joins knows nothing but the root's pin.
+/// Leaf, issuing CA *and root*: a proxy that joins knows nothing but the root's pin, and one that was away during a rotation
+/// knows the root before, which has signed its successor.
 fn own_certificate(ca: &Ca, provider: &CryptoProvider) -> Result<(CertifiedKey, i64), TlsError> {
     let key = rcgen::KeyPair::generate().map_err(CaError::from)?;
     let issuing = ca.issuing();
     let id = ca.trust_domain().control_plane();
-    let leaf = issue::sign(&issuing, &id, &key, OWN_TTL, ca.backdate(), now_ms())?;
-    let chain = vec![CertificateDer::from(leaf.der), issuing.certificate.clone(), ca.root().clone()];
+    let leaf = issue::sign(&issuing, &id, &key, OWN_TTL, ca.backdate(), i64::MIN, now_ms())?;
+    let mut chain = vec![CertificateDer::from(leaf.der), issuing.certificate.clone()];
+    chain.extend(ca.authorities().above(&issuing));
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let signing = provider.key_provider.load_private_key(private)?;
     let now = now_ms() / 1000;
@@ -136,7 +141,7 @@ pub fn verify(
 ) -> Result<Peer, VerifyError> {
     let signatures = aws_lc_rs::default_provider().signature_verification_algorithms.all;
     let algorithms = Algorithms { signatures, sha256: crate::digest::sha256 };
-    let at = |at| svid::verify(chain, &world.bundles, &Revocations::default(), Role::Client, at, algorithms);
+    let at = |at| svid::verify(chain, &world.bundles, &world.revocations, Role::Client, at, algorithms);
     match at(now) {
         Err(expired @ VerifyError::Expired { not_after, now }) if !grace.is_off() => {
             let last = Duration::from_secs(u64::try_from(not_after).unwrap_or(0));

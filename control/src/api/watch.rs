@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use postern_config::svid::Peer;
 use postern_config::wire::v1::{self, watch_request::Message};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior};
@@ -15,7 +16,7 @@ use tonic::{Status, Streaming};
 use super::Plane;
 use crate::clock::now_ms;
 use crate::publish::{Sections, Unannounced, Watching, World};
-use crate::store::{Acknowledgement, Lineage};
+use crate::store::{Acknowledgement, Lineage, StoreError};
 
 /// How often the server says that it is there, and what its clock shows.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -30,6 +31,7 @@ type Outbound = mpsc::Sender<Result<v1::WatchResponse, Status>>;
 pub fn open(
     plane: Arc<Plane>,
     lineage: Lineage,
+    peer: Peer,
     inbound: Streaming<v1::WatchRequest>,
     ending: CancellationToken,
 ) -> impl Stream<Item = Result<v1::WatchResponse, Status>> + Send + use<> {
@@ -42,6 +44,7 @@ pub fn open(
             worlds,
             plane,
             lineage,
+            peer,
             inbound,
             outbound,
             sent: None,
@@ -59,6 +62,8 @@ pub fn open(
 struct Link {
     plane: Arc<Plane>,
     lineage: Lineage,
+    /// Who opened the stream, as its certificate proved it.
+    peer: Peer,
     inbound: Streaming<v1::WatchRequest>,
     outbound: Outbound,
     worlds: watch::Receiver<Arc<World>>,
@@ -88,8 +93,14 @@ impl Link {
             generation: hello.generation,
             error: String::new(),
             last_seen: now_ms(),
+            acked_at: 0,
+            replica: self.plane.replica.clone(),
         };
-        let watching = self.plane.proxies.enter(said, &self.plane.metrics);
+        let watching = self.plane.proxies.enter(said.clone(), &self.plane.metrics);
+        // Before anything is announced: whichever replica held the stream before sees that it is gone from there.
+        if let Err(error) = self.enter(&said).await {
+            tracing::error!(%error, "a stream could not be recorded");
+        }
         let end = self.exchange(&watching, ending).await;
         self.leave(&watching).await;
         end
@@ -111,6 +122,9 @@ impl Link {
                 },
                 changed = self.worlds.changed() => {
                     changed.ok()?;
+                    if let Err(status) = self.recheck() {
+                        return Some(status);
+                    }
                     outdated = self.is_outdated();
                     self.announce_again().await;
                 }
@@ -123,6 +137,15 @@ impl Link {
                 }
             }
         }
+    }
+
+    /// Whether the certificate that opened this stream is still believed.
+    fn recheck(&self) -> Result<(), Status> {
+        let world = Arc::clone(&self.worlds.borrow());
+        self.peer.recheck(&world.bundles, &world.revocations, now_ms() / 1000).map_err(|error| {
+            tracing::info!(id = %self.lineage.spiffe_id, reason = %error.reason(), "a stream ends: its certificate is no longer believed");
+            Status::permission_denied(error.to_string())
+        })
     }
 
     fn is_outdated(&self) -> bool {
@@ -181,14 +204,21 @@ impl Link {
         }
     }
 
+    async fn enter(&self, said: &Acknowledgement) -> Result<(), StoreError> {
+        let mut change = self.plane.store.change_rows().await?;
+        change.put_acknowledgement(said).await?;
+        change.commit().await
+    }
+
     async fn leave(&self, watching: &Watching) {
-        // A newer stream of this lineage has taken the announcements over; they are not ours to release.
+        // A newer stream of this lineage has taken the announcements over, here or on another replica; they are not ours to release.
         let Some(said) = self.plane.proxies.leave(watching, &self.plane.metrics) else { return };
         let saved = async {
-            let mut change = self.plane.store.change().await?;
-            change.put_acknowledgement(&said).await?;
-            change.commit().await?;
-            self.plane.publisher.release(&watching.lineage).await
+            let mut change = self.plane.store.change_rows().await?;
+            if change.disconnect(&said).await? {
+                self.plane.publisher.release(&mut change, &watching.lineage).await?;
+            }
+            change.commit().await
         };
         if let Err(error) = saved.await {
             tracing::error!(%error, "the end of a stream could not be recorded");

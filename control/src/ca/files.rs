@@ -69,7 +69,7 @@ pub(super) fn read_key(path: &Path) -> Result<Option<KeyPair>, KeyFileError> {
 }
 
 /// Writes a whole file so that a crash leaves the old one or the new one: beside it, synced, renamed, directory synced.
-pub(super) fn write(path: &Path, content: &[u8]) -> Result<(), KeyFileError> {
+pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), KeyFileError> {
     let io = |source| KeyFileError::Io { path: path.to_owned(), source };
     let beside = path.with_extension("new");
     let _ = fs::remove_file(&beside);
@@ -77,6 +77,14 @@ pub(super) fn write(path: &Path, content: &[u8]) -> Result<(), KeyFileError> {
     file.write_all(content).map_err(io)?;
     file.sync_all().map_err(io)?;
     fs::rename(&beside, path).map_err(io)?;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    File::open(directory).and_then(|d| d.sync_all()).map_err(io)
+}
+
+/// Removes a file for good.
+pub(super) fn remove(path: &Path) -> Result<(), KeyFileError> {
+    let io = |source| KeyFileError::Io { path: path.to_owned(), source };
+    fs::remove_file(path).map_err(io)?;
     let directory = path.parent().unwrap_or(Path::new("."));
     File::open(directory).and_then(|d| d.sync_all()).map_err(io)
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use postern_config::id::TrustDomain;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair, KeyUsagePurpose, SanType,
-    SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyUsagePurpose, PublicKeyData,
+    SanType, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
@@ -18,7 +18,7 @@ use crate::digest::{hex, random};
 /// The root: no path length, so that a rotation may put an intermediate between.
 pub(super) fn root(
     td: &TrustDomain,
-    key: &KeyPair,
+    key: &impl PublicKeyData,
     validity: (i64, i64),
 ) -> Result<CertificateParams, CaError> {
     let mut params = authority(td, BasicConstraints::Unconstrained, validity)?;
@@ -30,7 +30,7 @@ pub(super) fn root(
 /// An issuing CA: it signs leaves and no further CA. No EKU, and never name constraints on URIs, which TLS stacks reject.
 pub(super) fn issuing(
     td: &TrustDomain,
-    key: &KeyPair,
+    key: &impl PublicKeyData,
     validity: (i64, i64),
 ) -> Result<CertificateParams, CaError> {
     let mut params = authority(td, BasicConstraints::Constrained(0), validity)?;

@@ -53,7 +53,8 @@ impl Serve {
         let shutdown = CancellationToken::new();
         stop_on_signal(shutdown.clone())?;
         let ready = |about: &Ready| announce(about, is_json);
-        crate::run(config, shutdown, ready).await.map_err(|e| CliError::Failed(e.to_string()))
+        let waiting = |key: &str| ask(key, is_json);
+        crate::run(config, shutdown, waiting, ready).await.map_err(|e| CliError::Failed(e.to_string()))
     }
 
     fn merge(self, common: &Common) -> Result<ControlConfig, CliError> {
@@ -92,6 +93,20 @@ fn log_format(text: &str) -> Result<ControlLogFormat, String> {
         "json" => Ok(ControlLogFormat::Json),
         _ => Err("neither `text` nor `json`".to_owned()),
     }
+}
+
+/// Another replica holds the root: somebody there has to say that this one may sign.
+fn ask(key: &str, is_json: bool) {
+    let said = match is_json {
+        true => output::json(&serde_json::json!({ "event": "waiting", "key": key })),
+        false => output::print(&format!(
+            "waiting · this replica has no issuing CA yet; on the host that holds the root, run: postern ca approve {key}"
+        )),
+    };
+    if let Err(error) = said {
+        tracing::warn!(%error, "nobody reads standard output");
+    }
+    tracing::warn!(%key, "waiting for an issuing CA: `postern ca approve` on the host that holds the root");
 }
 
 fn announce(about: &Ready, is_json: bool) {

@@ -129,7 +129,8 @@ impl SubjectKey {
         sha256(&self.subject_public_key_info())
     }
 
-    fn read(spki: &SubjectPublicKeyInfo<'_>) -> Result<Self, CsrError> {
+    /// Reads a certificate's or a request's public key.
+    pub fn read(spki: &SubjectPublicKeyInfo<'_>) -> Result<Self, CsrError> {
         let parameters = spki.algorithm.parameters.as_ref();
         let curve = parameters.and_then(|p| p.as_oid().ok());
         let bytes = spki.subject_public_key.data.to_vec();

@@ -36,7 +36,7 @@ impl Publisher {
         wanted: &[v1::Announcement],
         quiet: bool,
     ) -> Result<Vec<Unannounced>, PublishError> {
-        let mut change = self.store.change().await?;
+        let mut change = self.store.change_rows().await?;
         let (mut taken, mut refused) = (Vec::new(), Vec::new());
         for one in wanted.iter().take(MAX_ANNOUNCEMENTS) {
             match judge(&mut change, lineage, one).await? {
@@ -69,19 +69,18 @@ impl Publisher {
     }
 
     /// Starts the last [`LEASE`] of a proxy's announcements: its stream is gone.
-    pub async fn release(&self, lineage: &str) -> Result<(), StoreError> {
-        let mut change = self.store.change().await?;
-        change.release_announcements(lineage, now_ms() + millis(LEASE)).await?;
-        change.commit().await
+    pub async fn release(&self, change: &mut Change, lineage: &str) -> Result<(), StoreError> {
+        change.release_announcements(lineage, now_ms() + millis(LEASE)).await
     }
 
     /// Drops announcements whose lease ended, and publishes if there were any.
-    pub async fn sweep(&self) -> Result<(), PublishError> {
+    pub async fn sweep(&self, lease: &crate::store::Lease) -> Result<(), PublishError> {
         let now = now_ms();
         if self.store.first_lease_end().await?.is_none_or(|end| end > now) {
             return Ok(());
         }
         let mut change = self.store.change().await?;
+        change.fence(lease).await?;
         if change.sweep_announcements(now).await? > 0 {
             change.advance("generation").await?;
         }

@@ -71,6 +71,9 @@ impl Proxies {
         if !error.is_empty() && connected.said.error != error {
             tracing::warn!(lineage = %watching.lineage, generation, %error, "a proxy refused a generation");
         }
+        if connected.said.generation != generation {
+            connected.said.acked_at = now;
+        }
         connected.said.generation = generation;
         connected.said.error = error;
         connected.said.last_seen = now;
@@ -98,7 +101,9 @@ impl Proxies {
         if unsaved.is_empty() {
             return Ok(());
         }
-        let mut change = store.change().await?;
+        // In one order on every replica, so that two of them never wait for each other.
+        unsaved.sort_by(|a, b| a.lineage.cmp(&b.lineage));
+        let mut change = store.change_rows().await?;
         for said in &unsaved {
             change.put_acknowledgement(said).await?;
         }

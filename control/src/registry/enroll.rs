@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use postern_config::enroll::{EXPORTER_LEN, NONCE_LEN, proof_message};
 
-use super::{Issued, Refusal, Registry, TokenFault, issued_entry};
+use super::{Issued, Refusal, Registry, TokenFault, is_worth_a_retry, issued_entry};
 use crate::clock::now_ms;
 use crate::digest::sha256;
 use crate::issue::csr::Csr;
@@ -39,7 +39,10 @@ pub struct Attempt<'a> {
 impl Registry {
     /// Redeems a join token. A second attempt with the same key gets the same certificate, with another key nothing.
     pub async fn enroll(&self, attempt: Attempt<'_>) -> Result<Issued, Refusal> {
-        let result = self.try_enroll(attempt).await;
+        let mut result = self.try_enroll(attempt).await;
+        if is_worth_a_retry(&result) {
+            result = self.try_enroll(attempt).await;
+        }
         let token: String = attempt.token_id.chars().take(64).collect();
         self.settle("enroll", &attempt.remote.to_string(), &token, &result).await;
         result
@@ -74,8 +77,13 @@ impl Registry {
             max_ttl_ms: token.max_ttl_ms,
             current_serial: String::new(),
             next_serial: None,
+            ended_at: None,
         };
-        let mut change = self.store.change().await?;
+        let mut change = self.store.change_rows().await?;
+        let subject = change.subject(&lineage.spiffe_id, now_ms()).await?;
+        if subject.is_banned {
+            return Err(Refusal::Revoked);
+        }
         if !change.spend_token(&token.id, &key, &lineage.id, now_ms()).await? {
             let token = change.token(&token.id).await?.ok_or(Refusal::Token(TokenFault::Unknown))?;
             let lineage = match token.redeemed_spki {
@@ -90,7 +98,7 @@ impl Registry {
         }
         // The lineage's row comes first, since the certificate refers to it.
         change.add_lineage(&lineage, now_ms()).await?;
-        let (leaf, issued) = self.sign(&mut change, &lineage, &csr.key, attempt.ttl_ms).await?;
+        let (leaf, issued) = self.sign(&mut change, &lineage, subject, &csr.key, attempt.ttl_ms).await?;
         lineage.current_serial.clone_from(&leaf.serial);
         change.set_serials(&lineage.id, &leaf.serial, None, now_ms()).await?;
         let entry =

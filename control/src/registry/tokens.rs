@@ -52,6 +52,9 @@ pub enum TokenError {
         "{0} is reserved: identities below /postern/ belong to the control plane and are never issued to a workload"
     )]
     Reserved(SpiffeId),
+    /// It was revoked.
+    #[error("{0} was revoked; to let it have certificates again: postern revoke --lift {0}")]
+    Revoked(SpiffeId),
     /// No time, or too much.
     #[error("a token lives between 1s and 7d")]
     Ttl,
@@ -95,7 +98,10 @@ impl Registry {
         };
         let detail = json!({ "token": token.id, "expires_at": token.expires_at });
         let entry = Entry::done(actor, "token create", token.spiffe_id.as_str(), detail);
-        let mut change = self.store.change().await?;
+        let mut change = self.store.change_rows().await?;
+        if change.subject(&token.spiffe_id, now).await?.is_banned {
+            return Err(TokenError::Revoked(token.spiffe_id));
+        }
         change.add_token(&token).await?;
         entry.append(&mut change).await?;
         change.commit().await?;
@@ -103,7 +109,7 @@ impl Registry {
         let join = JoinString {
             token_id: token.id.clone(),
             secret,
-            pins: vec![self.ca.pin()],
+            pins: self.ca.authorities().pins(),
             trust_domain: self.ca.trust_domain().clone(),
             address: address.to_owned(),
         };

@@ -25,6 +25,8 @@ pub struct Lineage {
     pub current_serial: String,
     /// A serial that was issued and has not been used yet.
     pub next_serial: Option<String>,
+    /// When it was ended before its time, milliseconds since 1970; it is never renewed again.
+    pub ended_at: Option<i64>,
 }
 
 /// One certificate as issued.
@@ -59,8 +61,12 @@ pub struct LiveLineage {
     pub last_seen: i64,
     /// The generation that its proxy acknowledged last; 0 for none.
     pub generation: u64,
+    /// When it did so, milliseconds since 1970.
+    pub acked_at: i64,
     /// Why its proxy refused a generation; empty if it did not.
     pub error: String,
+    /// The replica that holds its stream; empty if none does.
+    pub replica: String,
 }
 
 const CERTIFICATE_OF_KEY: &str = "SELECT serial, lineage, spki_hash, leaf, issuer, issuer_key_id, not_before, not_after \
@@ -70,10 +76,11 @@ impl Store {
     /// Lineages with a valid certificate at `now`, by identity.
     pub async fn live_lineages(&self, now: i64) -> Result<Vec<LiveLineage>, StoreError> {
         let rows = sqlx::query(
-            "SELECT l.id, l.spiffe_id, l.labels, l.instance, l.max_ttl_ms, l.current_serial, l.next_serial, l.last_seen, \
+            "SELECT l.id, l.spiffe_id, l.labels, l.instance, l.max_ttl_ms, l.current_serial, l.next_serial, l.ended_at, l.last_seen, \
                     (SELECT MAX(c.not_after) FROM certificates c WHERE c.lineage = l.id) AS not_after, \
                     COALESCE(p.generation, 0) AS generation, COALESCE(p.error, '') AS error, \
-                    COALESCE(p.last_seen, 0) AS proxy_seen \
+                    COALESCE(p.last_seen, 0) AS proxy_seen, COALESCE(p.replica, '') AS replica, \
+                    COALESCE(p.acked_at, 0) AS acked_at \
              FROM lineages l LEFT JOIN proxies p ON p.lineage = l.id \
              WHERE EXISTS (SELECT 1 FROM certificates c WHERE c.lineage = l.id AND c.not_after > $1) \
              ORDER BY l.spiffe_id, l.id",
@@ -88,7 +95,9 @@ impl Store {
                     not_after: row.try_get("not_after")?,
                     last_seen: row.try_get::<i64, _>("last_seen")?.max(row.try_get("proxy_seen")?),
                     generation: row.try_get::<i64, _>("generation")?.max(0) as u64,
+                    acked_at: row.try_get("acked_at")?,
                     error: row.try_get("error")?,
+                    replica: row.try_get("replica")?,
                 })
             })
             .collect()
@@ -134,16 +143,28 @@ impl Change {
         Ok(())
     }
 
-    /// The lineage that issued `serial` belongs to.
+    /// The lineage that issued `serial` belongs to, locked for this change.
     pub async fn lineage_of(&mut self, serial: &str) -> Result<Option<Lineage>, StoreError> {
         let row = sqlx::query(
-            "SELECT l.id, l.spiffe_id, l.labels, l.instance, l.max_ttl_ms, l.current_serial, l.next_serial \
-             FROM lineages l JOIN certificates c ON c.lineage = l.id WHERE c.serial = $1",
+            "UPDATE lineages SET last_seen = last_seen WHERE id = (SELECT lineage FROM certificates WHERE serial = $1) \
+             RETURNING id, spiffe_id, labels, instance, max_ttl_ms, current_serial, next_serial, ended_at",
         )
         .bind(serial)
         .fetch_optional(&mut *self.tx)
         .await?;
         row.as_ref().map(lineage).transpose()
+    }
+
+    /// The certificate with this serial, and the lineage that it belongs to.
+    pub async fn certificate(&mut self, serial: &str) -> Result<Option<Certificate>, StoreError> {
+        let row = sqlx::query(
+            "SELECT serial, lineage, spki_hash, leaf, issuer, issuer_key_id, not_before, not_after FROM certificates \
+             WHERE serial = $1",
+        )
+        .bind(serial)
+        .fetch_optional(&mut *self.tx)
+        .await?;
+        row.as_ref().map(certificate).transpose()
     }
 
     /// The certificate of this lineage for this key.
@@ -199,6 +220,7 @@ fn lineage(row: &AnyRow) -> Result<Lineage, StoreError> {
         max_ttl_ms: row.try_get("max_ttl_ms")?,
         current_serial: row.try_get("current_serial")?,
         next_serial: row.try_get("next_serial")?,
+        ended_at: row.try_get("ended_at")?,
     })
 }
 

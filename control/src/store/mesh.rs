@@ -30,6 +30,10 @@ pub struct Acknowledgement {
     pub error: String,
     /// When it said so.
     pub last_seen: i64,
+    /// When it answered this generation first, milliseconds since 1970.
+    pub acked_at: i64,
+    /// The replica that holds its stream; empty if none does.
+    pub replica: String,
 }
 
 impl Store {
@@ -149,12 +153,16 @@ impl Change {
         Ok(())
     }
 
-    /// Lets every open announcement end at `at`: after a start no stream is open yet.
-    pub async fn release_all_announcements(&mut self, at: i64) -> Result<(), StoreError> {
-        sqlx::query("UPDATE announcements SET expires_at = $1 WHERE expires_at IS NULL")
-            .bind(at)
-            .execute(&mut *self.tx)
-            .await?;
+    /// Lets the open announcements end at `at` whose proxies were connected to this replica, or to none: it has just started.
+    pub async fn release_announcements_of(&mut self, replica: &str, at: i64) -> Result<(), StoreError> {
+        sqlx::query(
+            "UPDATE announcements SET expires_at = $2 WHERE expires_at IS NULL \
+             AND NOT EXISTS (SELECT 1 FROM proxies p WHERE p.lineage = announcements.lineage AND p.replica <> '' AND p.replica <> $1)",
+        )
+        .bind(replica)
+        .bind(at)
+        .execute(&mut *self.tx)
+        .await?;
         Ok(())
     }
 
@@ -167,13 +175,30 @@ impl Change {
         Ok(done.rows_affected())
     }
 
+    /// Notes that the stream of this proxy is gone from this replica, and says whether it was there still.
+    pub async fn disconnect(&mut self, said: &Acknowledgement) -> Result<bool, StoreError> {
+        let done = sqlx::query(
+            "UPDATE proxies SET replica = '', generation = $3, error = $4, last_seen = $5, acked_at = $6 \
+             WHERE lineage = $1 AND replica = $2",
+        )
+        .bind(said.lineage.as_str())
+        .bind(said.replica.as_str())
+        .bind(said.generation as i64)
+        .bind(said.error.as_str())
+        .bind(said.last_seen)
+        .bind(said.acked_at)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
     /// Records what a proxy said last.
     pub async fn put_acknowledgement(&mut self, ack: &Acknowledgement) -> Result<(), StoreError> {
         sqlx::query(
-            "INSERT INTO proxies (lineage, instance, version, generation, error, last_seen) \
-             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (lineage) DO UPDATE SET instance = excluded.instance, \
+            "INSERT INTO proxies (lineage, instance, version, generation, error, last_seen, acked_at, replica) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (lineage) DO UPDATE SET instance = excluded.instance, \
              version = excluded.version, generation = excluded.generation, error = excluded.error, \
-             last_seen = excluded.last_seen",
+             last_seen = excluded.last_seen, acked_at = excluded.acked_at, replica = excluded.replica",
         )
         .bind(ack.lineage.as_str())
         .bind(ack.instance.as_str())
@@ -181,6 +206,8 @@ impl Change {
         .bind(ack.generation as i64)
         .bind(ack.error.as_str())
         .bind(ack.last_seen)
+        .bind(ack.acked_at)
+        .bind(ack.replica.as_str())
         .execute(&mut *self.tx)
         .await?;
         Ok(())

@@ -1,0 +1,12 @@
+DROP TABLE audit;
+DROP TABLE issuing_cas;
+DROP TABLE proxies;
+DROP TABLE policies;
+DROP TABLE announcements;
+DROP TABLE services;
+DROP TABLE certificates;
+DROP TABLE lineages;
+DROP TABLE tokens;
+DROP TABLE counters;
+DROP TABLE facts;
+DROP FUNCTION audit_refuse();

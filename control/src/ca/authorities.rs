@@ -1,0 +1,123 @@
+//! The trust domain's certificates as the store has them: which roots are believed, which one signs, and what stands above an
+//! issuing CA.
+
+use std::fmt::Write as _;
+
+use postern_config::bundle::{BundleError, TrustBundle};
+use postern_config::enroll::Pin;
+use postern_config::id::TrustDomain;
+use rustls::pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use super::{CaError, Issuing};
+use crate::digest::sha256;
+use crate::store::{Authority, Kind, State, Store};
+
+/// A root.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Root {
+    /// Its certificate, signed by itself.
+    pub certificate: CertificateDer<'static>,
+    /// The same key and name, signed by the root before it: for whoever believes in that one alone.
+    pub cross: Option<CertificateDer<'static>>,
+    /// Subject key identifier, hex.
+    pub key_id: String,
+    /// SHA-256 of its public key: what a join string carries.
+    pub pin: Pin,
+    /// Where it is in its life.
+    pub state: State,
+    /// Seconds since 1970.
+    pub not_before: i64,
+    /// Seconds since 1970.
+    pub not_after: i64,
+}
+
+/// Every root that is not pruned, oldest first; one of them is active.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Authorities {
+    roots: Vec<Root>,
+    active: usize,
+}
+
+impl Authorities {
+    /// What the store has now.
+    pub async fn load(store: &Store) -> Result<Self, CaError> {
+        Self::new(&store.authorities().await?)
+    }
+
+    /// From the store's rows.
+    pub fn new(rows: &[Authority]) -> Result<Self, CaError> {
+        let roots =
+            rows.iter().filter(|a| a.kind == Kind::Root).map(Root::read).collect::<Result<Vec<_>, _>>()?;
+        let active = roots.iter().rposition(|r| r.state == State::Active);
+        let missing =
+            || CaError::Authority { name: "root".to_owned(), why: "there is no active one".to_owned() };
+        Ok(Self { active: active.ok_or_else(missing)?, roots })
+    }
+
+    /// The root that signs issuing CAs now.
+    pub fn active(&self) -> &Root {
+        &self.roots[self.active]
+    }
+
+    /// The root that comes next, while a rotation prepares it.
+    pub fn prepared(&self) -> Option<&Root> {
+        self.roots.iter().rfind(|r| r.state == State::Prepared)
+    }
+
+    /// All roots that are believed.
+    pub fn trusted(&self) -> impl Iterator<Item = &Root> {
+        self.roots.iter().filter(|r| r.state.is_trusted())
+    }
+
+    /// What a join string carries: the pin of the active root, and of the next one.
+    pub fn pins(&self) -> Vec<Pin> {
+        std::iter::once(self.active()).chain(self.prepared()).map(|r| r.pin).collect()
+    }
+
+    /// The trust bundle.
+    pub fn bundle(&self, trust_domain: &TrustDomain, sequence: u64) -> Result<TrustBundle, BundleError> {
+        TrustBundle::new(trust_domain.clone(), sequence, self.trusted().map(|r| r.certificate.clone()))
+    }
+
+    /// Whether `issuing` was signed by a root that is believed.
+    pub fn vouches(&self, issuing: &Issuing) -> bool {
+        self.trusted().any(|r| r.key_id == issuing.issuer_id)
+    }
+
+    /// What stands above `issuing`, for a peer that knows one root only, be it this one or the one before: its root as signed by the
+    /// root before, then the root itself.
+    pub fn above(&self, issuing: &Issuing) -> Vec<CertificateDer<'static>> {
+        let Some(root) = self.trusted().find(|r| r.key_id == issuing.issuer_id) else { return Vec::new() };
+        root.cross.iter().chain([&root.certificate]).cloned().collect()
+    }
+}
+
+impl Root {
+    fn read(row: &Authority) -> Result<Self, CaError> {
+        let unusable = |why: &str| CaError::Authority { name: row.name.clone(), why: why.to_owned() };
+        let (_, parsed) =
+            X509Certificate::from_der(&row.der).map_err(|_| unusable("it is no certificate"))?;
+        let cross = (!row.cross_der.is_empty()).then(|| CertificateDer::from(row.cross_der.clone()));
+        Ok(Self {
+            pin: Pin(sha256(parsed.public_key().raw)),
+            certificate: CertificateDer::from(row.der.clone()),
+            cross,
+            key_id: row.key_id.clone(),
+            state: row.state,
+            not_before: row.not_before,
+            not_after: row.not_after,
+        })
+    }
+}
+
+/// A certificate as PEM.
+pub(super) fn pem(der: &[u8]) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in text.as_bytes().chunks(64) {
+        let _ = writeln!(out, "{}", String::from_utf8_lossy(line));
+    }
+    out + "-----END CERTIFICATE-----\n"
+}

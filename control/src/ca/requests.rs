@@ -1,0 +1,214 @@
+//! How a replica gets its issuing CA: whoever holds the active root's key signs at once, the others ask through the store.
+//!
+//! A request is believed if the replica's issuing key of before has signed it, or if an operator has approved its key by
+//! fingerprint on the host that holds the root (`postern ca approve`): writing to the store alone makes nobody a CA.
+
+use std::path::Path;
+use std::time::Duration;
+
+use postern_config::id::TrustDomain;
+use rcgen::{CertificateParams, Issuer, KeyPair, PublicKeyData as _, SigningKey as _};
+use rustls::pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use super::authorities::{Authorities, Root, pem};
+use super::{CaError, ISSUING_CERTIFICATE, ISSUING_KEY, Issuing, Terms, files, issuing_from, profile, root};
+use crate::audit::Entry;
+use crate::clock::now_ms;
+use crate::digest::{hex, sha256};
+use crate::issue::csr::{Csr, SubjectKey};
+use crate::store::{Authority, IssuingRequest, Kind, State, Store};
+
+/// The key of a CA that is asked for, until the answer is there.
+const NEXT_KEY: &str = "issuing-next.key";
+/// How often a replica that cannot start without its issuing CA looks whether it is there.
+const LOOK: Duration = Duration::from_millis(250);
+/// What the key of before signs: separated from whatever else it signs.
+const PROOF: &[u8] = b"postern-issuing-request-v1\0";
+
+/// Who asks, and for what.
+pub(super) struct Asking<'a> {
+    pub(super) dir: &'a Path,
+    pub(super) trust_domain: &'a TrustDomain,
+    pub(super) replica: &'a str,
+    pub(super) terms: &'a Terms,
+    pub(super) store: &'a Store,
+    pub(super) actor: &'a str,
+}
+
+/// Asks until there is an issuing CA. `waiting` is told the fingerprint that an operator has to approve, once.
+pub(super) async fn obtain(asking: &Asking<'_>, mut waiting: impl FnMut(&str)) -> Result<Issuing, CaError> {
+    let mut told = false;
+    loop {
+        if let Some(issuing) = ask(asking, None).await? {
+            return Ok(issuing);
+        }
+        if !std::mem::replace(&mut told, true) {
+            waiting(&hex(&sha256(&next_key(asking.dir)?.subject_public_key_info())));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// One step towards a new issuing CA: signs it if the root's key is here, takes the answer if there is one, asks otherwise.
+pub(super) async fn ask(asking: &Asking<'_>, current: Option<&Issuing>) -> Result<Option<Issuing>, CaError> {
+    let rows = asking.store.authorities().await?;
+    let authorities = Authorities::new(&rows)?;
+    let mut key = next_key(asking.dir)?;
+    let key_id = hex(&CertificateParams::default().key_identifier(&key));
+    if let Some(answer) = rows.iter().find(|a| a.key_id == key_id && a.replica == asking.replica) {
+        if answer.state != State::Tainted && answer.not_after > now_ms() / 1000 {
+            return take(asking.dir, &CertificateDer::from(answer.der.clone()), key).map(Some);
+        }
+        // An answer from long ago, to a process that did not live to see it.
+        files::remove(&asking.dir.join(NEXT_KEY))?;
+        key = next_key(asking.dir)?;
+    }
+    let root = authorities.active();
+    if let Some(root_key) = root::key_of(asking.dir, &root.key_id)? {
+        let certificate = sign(asking.trust_domain, asking.terms, root, root_key, &key)?;
+        let row = row_of(&certificate, asking.replica)?;
+        record(asking.store, row, asking.actor).await?;
+        return take(asking.dir, &certificate, key).map(Some);
+    }
+    let asked = asking.store.issuing_requests().await?;
+    if !asked
+        .iter()
+        .any(|r| r.replica == asking.replica && r.spki == hex(&sha256(&key.subject_public_key_info())))
+    {
+        put(asking, &key, current).await?;
+    }
+    Ok(None)
+}
+
+/// Signs what other replicas ask for and may have.
+pub(super) async fn serve(
+    dir: &Path,
+    trust_domain: &TrustDomain,
+    terms: &Terms,
+    store: &Store,
+) -> Result<Vec<String>, CaError> {
+    let requests = store.issuing_requests().await?;
+    if requests.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = store.authorities().await?;
+    let authorities = Authorities::new(&rows)?;
+    let root = authorities.active();
+    let mut served = Vec::new();
+    for request in requests {
+        let Some(root_key) = root::key_of(dir, &root.key_id)? else { break };
+        let Some(key) = believed(&request, &rows) else { continue };
+        let certificate = sign(trust_domain, terms, root, root_key, &key)?;
+        record(store, row_of(&certificate, &request.replica)?, "control").await?;
+        served.push(request.replica);
+    }
+    Ok(served)
+}
+
+/// The key of a request that may be signed.
+fn believed(request: &IssuingRequest, authorities: &[Authority]) -> Option<SubjectKey> {
+    let csr = Csr::parse(&request.csr).ok()?;
+    let spki = hex(&csr.key.hash());
+    if spki != request.spki {
+        return None;
+    }
+    if request.approved == spki {
+        return Some(csr.key);
+    }
+    let before = authorities.iter().find(|a| {
+        a.kind == Kind::Issuing
+            && a.key_id == request.proved_by
+            && a.replica == request.replica
+            && a.state == State::Active
+    })?;
+    if before.not_after * 1000 <= now_ms() {
+        return None;
+    }
+    let (_, certificate) = X509Certificate::from_der(&before.der).ok()?;
+    let key = SubjectKey::read(certificate.public_key()).ok()?;
+    key.verify(&[PROOF, &request.csr].concat(), &request.proof).then_some(csr.key)
+}
+
+fn sign(
+    trust_domain: &TrustDomain,
+    terms: &Terms,
+    root: &Root,
+    root_key: KeyPair,
+    key: &impl rcgen::PublicKeyData,
+) -> Result<CertificateDer<'static>, CaError> {
+    let signer = Issuer::from_ca_cert_der(&root.certificate, root_key)?;
+    let params = profile::issuing(trust_domain, key, terms.issuing(now_ms() / 1000, root))?;
+    Ok(params.signed_by(key, &signer)?.der().clone())
+}
+
+/// The CA's row and its record; whatever this replica signed with before has retired, and its request is answered.
+async fn record(store: &Store, row: Authority, actor: &str) -> Result<(), CaError> {
+    let detail = serde_json::json!({ "key_id": row.key_id, "replica": row.replica, "not_after": row.not_after * 1000 });
+    let entry = Entry::done(actor, "ca rotate", &*row.name, detail);
+    let mut change = store.change().await?;
+    for before in change.authorities().await? {
+        if before.kind == Kind::Issuing && before.replica == row.replica && before.state == State::Active {
+            change.put_authority(&Authority { state: State::Retired, ..before }, now_ms()).await?;
+        }
+    }
+    change.put_authority(&row, now_ms()).await?;
+    change.remove_issuing_request(&row.replica).await?;
+    entry.append(&mut change).await?;
+    change.commit().await?;
+    entry.log();
+    Ok(())
+}
+
+async fn put(asking: &Asking<'_>, key: &KeyPair, current: Option<&Issuing>) -> Result<(), CaError> {
+    let csr = CertificateParams::default().serialize_request(key)?.der().to_vec();
+    let (proof, proved_by) = match current {
+        Some(issuing) => (issuing.signer.key().sign(&[PROOF, &csr].concat())?, hex(&issuing.key_id)),
+        None => (Vec::new(), String::new()),
+    };
+    let request = IssuingRequest {
+        replica: asking.replica.to_owned(),
+        spki: hex(&sha256(&key.subject_public_key_info())),
+        csr,
+        proof,
+        proved_by,
+        approved: String::new(),
+        asked_at: now_ms(),
+    };
+    let mut change = asking.store.change().await?;
+    change.put_issuing_request(&request).await?;
+    change.commit().await?;
+    tracing::info!(replica = asking.replica, key = %request.spki, "asked the root's holder for an issuing CA");
+    Ok(())
+}
+
+fn row_of(certificate: &CertificateDer<'_>, replica: &str) -> Result<Authority, CaError> {
+    let row = root::row_of(certificate)?;
+    let issuer = match X509Certificate::from_der(certificate) {
+        Ok((_, parsed)) => super::authority_key_id(&parsed).map(|id| hex(&id)).unwrap_or_default(),
+        Err(_) => String::new(),
+    };
+    Ok(Authority { kind: Kind::Issuing, replica: replica.to_owned(), issuer, ..row })
+}
+
+/// The key for the next issuing CA: made once, so that an answer that comes after a restart still fits.
+fn next_key(dir: &Path) -> Result<KeyPair, CaError> {
+    let path = dir.join(NEXT_KEY);
+    match files::read_key(&path)? {
+        Some(key) => Ok(key),
+        None => {
+            let key = KeyPair::generate()?;
+            files::write(&path, key.serialize_pem().as_bytes())?;
+            Ok(key)
+        }
+    }
+}
+
+/// The new CA is in force: its files replace those of before, key first, and the waiting key goes. A crash between leaves a pair
+/// that does not fit, and the waiting key, by which the next start finds the answer again.
+fn take(dir: &Path, certificate: &CertificateDer<'static>, key: KeyPair) -> Result<Issuing, CaError> {
+    files::write(&dir.join(ISSUING_KEY), key.serialize_pem().as_bytes())?;
+    files::write(&dir.join(ISSUING_CERTIFICATE), pem(certificate).as_bytes())?;
+    files::remove(&dir.join(NEXT_KEY))?;
+    issuing_from(certificate.clone(), key)
+}

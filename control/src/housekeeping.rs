@@ -1,0 +1,122 @@
+//! Everything that is due by time alone, and what other replicas have changed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Plane;
+use crate::clock::{millis, now_ms};
+use crate::store::{Lease, Replica};
+use crate::{ServeError, replica};
+
+/// The pause between two rounds. Acknowledgements are saved this often; an operator who waits for them sees them this late.
+const ROUND: Duration = Duration::from_millis(200);
+/// How many rounds pass between two signs of life, in which everything that can wait for a second is done as well.
+const SECOND: u32 = 5;
+/// How many rounds pass between two clean-ups.
+const CLEAN_UP: u32 = 3000;
+/// How long an ended certificate or token stays in the store, for whoever asks what it was.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long the lease on the work of all replicas lasts after its holder's last sign of life.
+const LEASE: Duration = Duration::from_secs(5);
+
+/// Keeps house until `shutdown`. A failure is logged and tried again in the next round.
+pub(crate) async fn run(plane: Arc<Plane>, shutdown: CancellationToken) {
+    let mut rounds = tokio::time::interval(ROUND);
+    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut own = Replica {
+        id: plane.replica.clone(),
+        address: plane.advertise.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: now_ms(),
+        last_seen: now_ms(),
+    };
+    let mut round = 0_u32;
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            _ = rounds.tick() => {}
+        }
+        let done = keep(&plane, &mut own, round).await;
+        match &done {
+            // An outage of the store fails every round; once is enough to say so.
+            Err(error) if !failing => tracing::error!(%error, "housekeeping failed"),
+            Ok(()) if failing => tracing::info!("housekeeping goes on"),
+            _ => {}
+        }
+        failing = done.is_err();
+        round = round.wrapping_add(1);
+    }
+    if let Err(error) = plane.proxies.save(&plane.store).await {
+        tracing::error!(%error, "the last acknowledgements could not be saved");
+    }
+}
+
+/// Publishes what other replicas have changed, until `shutdown`.
+pub(crate) async fn follow(plane: Arc<Plane>, shutdown: CancellationToken) {
+    let Some(mut hints) = plane.store.hints() else { return };
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = hints.next() => {}
+        }
+        if let Err(error) = plane.publisher.catch_up().await {
+            tracing::debug!(%error, "other replicas' changes cannot be read for now");
+        }
+    }
+}
+
+impl Plane {
+    /// Lets a new issuing CA take over, and the control plane's own certificate with it. `false`: it was asked for, and the
+    /// root's holder has not signed it yet.
+    pub async fn rotate(&self, actor: &str) -> Result<bool, ServeError> {
+        let _turn = self.rotating.lock().await;
+        let done = self.ca.rotate(&self.store, actor).await?;
+        if done {
+            self.presented.replace(&self.ca)?;
+        }
+        Ok(done)
+    }
+}
+
+async fn keep(plane: &Plane, own: &mut Replica, round: u32) -> Result<(), ServeError> {
+    plane.proxies.save(&plane.store).await?;
+    if !round.is_multiple_of(SECOND) {
+        return Ok(());
+    }
+    replica::beat(&plane.store, own).await?;
+    let now = now_ms() / 1000;
+    if plane.ca.is_due(now) {
+        plane.rotate("control").await?;
+    } else if plane.presented.is_due(&plane.ca, now) {
+        plane.presented.replace(&plane.ca)?;
+    }
+    for replica in plane.ca.serve_requests(&plane.store).await? {
+        tracing::info!(%replica, "signed an issuing CA for another replica");
+    }
+    let until = now_ms() + millis(LEASE);
+    if let Some(lease) = plane.store.lease("housekeeping", &plane.replica, now_ms(), until).await? {
+        for_all(plane, &lease, round.is_multiple_of(CLEAN_UP)).await?;
+    }
+    Ok(())
+}
+
+/// The work that one replica does for all.
+async fn for_all(plane: &Plane, lease: &Lease, clean_up: bool) -> Result<(), ServeError> {
+    plane.publisher.sweep(lease).await?;
+    if clean_up {
+        let before = now_ms() - millis(KEPT);
+        let mut change = plane.store.change().await?;
+        change.fence(lease).await?;
+        change.forget_certificates(before).await?;
+        change.forget_tokens(before).await?;
+        if change.sweep_revocations(now_ms()).await? > 0 {
+            change.advance("generation").await?;
+        }
+        change.commit().await?;
+        plane.publisher.catch_up().await?;
+    }
+    Ok(())
+}
