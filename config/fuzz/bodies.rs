@@ -15,11 +15,14 @@ use postern_config::http::proxy_protocol::{self, Parsed};
 use postern_config::http::trace::TraceParent;
 use postern_config::http::xfcc::{self, Caller, Element, Mode};
 use postern_config::id::SpiffeId;
+use postern_config::jwt_svid;
 use postern_config::policy::lint::{Placed, Setting, lint};
 use postern_config::policy::{Connection, Document, MtlsModes, Policy, Request, Token, read_stream};
 use postern_config::revocation::Revocations;
 use postern_config::svid::{Algorithms, Role, verify};
-use rustls_pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
+use rustls_pki_types::{
+    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, UnixTime, alg_id,
+};
 
 /// The moment at which the certificates of the corpus are valid.
 const NOW: u64 = 2_000_000_000;
@@ -27,6 +30,9 @@ const NOW: u64 = 2_000_000_000;
 const ROOT: &[u8] = include_bytes!("fixture/root.der");
 /// The only identity that its issuing CA ever signed.
 const ID: &str = "spiffe://corp.example/ns/shop/sa/pay";
+
+/// Its one key for JWT-SVIDs; the private half is gone.
+const JWT_BUNDLE: &str = include_str!("fixture/jwt-bundle.json");
 
 static SIGNATURES: [&dyn SignatureVerificationAlgorithm; 2] =
     [webpki::aws_lc_rs::ECDSA_P256_SHA256, webpki::aws_lc_rs::ECDSA_P384_SHA384];
@@ -57,6 +63,40 @@ pub(crate) fn bundle(data: &[u8]) {
     let parse = |text: &str| TrustBundle::parse("corp.example".parse().unwrap(), text);
     let Ok(bundle) = parse(text) else { return };
     assert_eq!(parse(&bundle.to_document()).unwrap(), bundle);
+}
+
+/// A token that the fixture's key has signed speaks for [`ID`] alone; and were every signature good, what comes out would still
+/// be within its dates and for its audience.
+pub(crate) fn jwt_svid(data: &[u8]) {
+    let Ok(token) = std::str::from_utf8(data) else { return };
+    let bundle = TrustBundle::parse("corp.example".parse().unwrap(), JWT_BUNDLE).unwrap();
+    let bundles: BundleSet = [bundle].into_iter().collect();
+    if let Ok(svid) = jwt_svid::validate(token, "api", &bundles, NOW as i64, &SIGNATURES) {
+        assert_eq!(svid.id.as_str(), ID);
+    }
+    if let Ok(svid) = jwt_svid::validate(token, "api", &bundles, NOW as i64, &[&Credulous]) {
+        assert_eq!(svid.id.trust_domain_str(), "corp.example");
+        assert!(svid.expires > NOW as i64 && svid.audiences.iter().any(|a| a == "api"));
+        assert_eq!(token.split('.').count(), 3);
+    }
+}
+
+/// Takes whatever is called ES256 for signed, so that fuzzing gets past the signature.
+#[derive(Debug)]
+struct Credulous;
+
+impl SignatureVerificationAlgorithm for Credulous {
+    fn verify_signature(&self, _: &[u8], _: &[u8], _: &[u8]) -> Result<(), InvalidSignature> {
+        Ok(())
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        alg_id::ECDSA_P256
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        alg_id::ECDSA_SHA256
+    }
 }
 
 /// Certificates one after the other, as the SPIFFE Workload API writes them: nobody but [`ID`] may come out of it.

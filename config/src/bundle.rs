@@ -1,5 +1,5 @@
-//! Trust bundles in SPIFFE form: which CAs speak for which trust domain
-//! (SPIFFE Trust Domain and Bundle §4; X509-SVID §6).
+//! Trust bundles in SPIFFE form: which CAs and which JWT keys speak for which trust domain
+//! (SPIFFE Trust Domain and Bundle §4; X509-SVID §6; JWT-SVID §6).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,12 +13,19 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::id::TrustDomain;
 use crate::svid::Anchor;
 
+mod jwt_key;
+
+pub(crate) use jwt_key::sequence_of_integers;
+pub use jwt_key::{JwtKey, JwtKeyError};
+
 /// The largest bundle document that is parsed, in bytes. A foreign domain's endpoint may be hostile.
 pub const MAX_DOCUMENT: usize = 1024 * 1024;
 /// The most X.509 authorities that one bundle may hold; path building tries each.
 pub const MAX_AUTHORITIES: usize = 64;
+/// The most keys for JWT-SVIDs that one bundle may hold.
+pub const MAX_JWT_KEYS: usize = 256;
 
-/// One trust domain's bundle: its X.509 authorities, ready for path validation.
+/// One trust domain's bundle: its X.509 authorities, ready for path validation, and its keys for JWT-SVIDs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrustBundle {
     trust_domain: TrustDomain,
@@ -27,6 +34,7 @@ pub struct TrustBundle {
     anchors: Vec<Arc<Anchor>>,
     /// The same anchors as path building takes them, in the same order.
     trust_anchors: Vec<TrustAnchor<'static>>,
+    jwt_keys: Vec<JwtKey>,
 }
 
 /// Why a bundle document is refused.
@@ -48,6 +56,17 @@ pub enum BundleError {
         index: usize,
         /// What is wrong with it.
         why: AnchorError,
+    },
+    /// More than [`MAX_JWT_KEYS`] keys.
+    #[error("the bundle holds more than 256 JWT keys")]
+    TooManyJwtKeys,
+    /// A `jwt-svid` key that cannot be used.
+    #[error("JWT key {index}: {why}")]
+    JwtKey {
+        /// Position in `keys`.
+        index: usize,
+        /// What is wrong with it.
+        why: JwtKeyError,
     },
 }
 
@@ -78,7 +97,8 @@ impl TrustBundle {
     }
 
     fn empty(trust_domain: TrustDomain, sequence: u64, refresh_hint: Option<u64>) -> Self {
-        Self { trust_domain, sequence, refresh_hint, anchors: Vec::new(), trust_anchors: Vec::new() }
+        let (anchors, trust_anchors, jwt_keys) = (Vec::new(), Vec::new(), Vec::new());
+        Self { trust_domain, sequence, refresh_hint, anchors, trust_anchors, jwt_keys }
     }
 
     fn add(&mut self, index: usize, der: CertificateDer<'static>) -> Result<(), BundleError> {
@@ -95,17 +115,49 @@ impl TrustBundle {
         Ok(())
     }
 
+    /// The same bundle with these keys for JWT-SVIDs beside those that it has; no two may have one `kid`.
+    pub fn with_jwt_keys(mut self, keys: impl IntoIterator<Item = JwtKey>) -> Result<Self, BundleError> {
+        keys.into_iter().enumerate().try_for_each(|(index, key)| self.add_jwt_key(index, key))?;
+        Ok(self)
+    }
+
+    /// The same bundle, which asks its readers to come back every so many seconds (§4.1.2).
+    pub fn with_refresh_hint(mut self, seconds: u64) -> Self {
+        self.refresh_hint = Some(seconds);
+        self
+    }
+
+    fn add_jwt_key(&mut self, index: usize, key: JwtKey) -> Result<(), BundleError> {
+        if self.jwt_keys.iter().any(|other| other.kid() == key.kid()) {
+            return Err(BundleError::JwtKey { index, why: JwtKeyError::SameKid });
+        }
+        if self.jwt_keys.len() == MAX_JWT_KEYS {
+            return Err(BundleError::TooManyJwtKeys);
+        }
+        self.jwt_keys.push(key);
+        Ok(())
+    }
+
     /// Reads a SPIFFE bundle document. The document does not name its trust domain: the caller knows whose it is.
     ///
     /// Keys with an unknown `kty` or `use` are ignored one by one (§4.2), an `x509-svid` key without `x5c` likewise; of
-    /// several `x5c` values only the first counts (X509-SVID §6.2). A bundle without usable keys trusts nobody.
+    /// several `x5c` values only the first counts (X509-SVID §6.2). A `jwt-svid` key needs a `kid` that no other has (JWT-SVID
+    /// §6.1). A member that stands twice in one object refuses the whole. A bundle without usable keys trusts nobody.
     pub fn parse(trust_domain: TrustDomain, document: &str) -> Result<Self, BundleError> {
         if document.len() > MAX_DOCUMENT {
             return Err(BundleError::TooLarge);
         }
-        let set: JwkSet = serde_json::from_str(document)?;
+        let set: JwkSet = serde_json::from_value(crate::json::parse(document.as_bytes())?)?;
         let mut bundle = Self::empty(trust_domain, set.spiffe_sequence.unwrap_or(0), set.spiffe_refresh_hint);
         for (index, value) in set.keys.into_iter().enumerate() {
+            if value.get("use").and_then(|usage| usage.as_str()) == Some("jwt-svid") {
+                match JwtKey::from_jwk(&value) {
+                    Ok(key) => bundle.add_jwt_key(index, key)?,
+                    Err(JwtKeyError::Kind) => {}
+                    Err(why) => return Err(BundleError::JwtKey { index, why }),
+                }
+                continue;
+            }
             let Ok(key) = serde_json::from_value::<Jwk>(value) else { continue };
             if key.usage.as_deref() != Some("x509-svid")
                 || !matches!(key.kty.as_deref(), Some("EC" | "RSA" | "OKP"))
@@ -120,9 +172,10 @@ impl TrustBundle {
     }
 
     /// The SPIFFE bundle document: one JWK per authority, `use` "x509-svid", no `kid`, one padded base64 certificate
-    /// in `x5c` (X509-SVID §6.1).
+    /// in `x5c` (X509-SVID §6.1); one per JWT key, `use` "jwt-svid", with its `kid` (JWT-SVID §6.1).
     pub fn to_document(&self) -> String {
-        let keys = self.anchors.iter().map(|a| jwk_of(a.der())).collect();
+        let authorities = self.anchors.iter().map(|a| jwk_of(a.der()));
+        let keys = authorities.chain(self.jwt_keys.iter().map(JwtKey::to_jwk)).collect();
         let set =
             JwkSet { keys, spiffe_sequence: Some(self.sequence), spiffe_refresh_hint: self.refresh_hint };
         serde_json::to_string(&set).unwrap_or_default()
@@ -136,6 +189,21 @@ impl TrustBundle {
     /// `spiffe_sequence`: grows with every change (§4.1.2).
     pub fn sequence(&self) -> u64 {
         self.sequence
+    }
+
+    /// `spiffe_refresh_hint`: how often its readers should come back, in seconds (§4.1.2).
+    pub fn refresh_hint(&self) -> Option<u64> {
+        self.refresh_hint
+    }
+
+    /// The keys for JWT-SVIDs, in document order.
+    pub fn jwt_keys(&self) -> &[JwtKey] {
+        &self.jwt_keys
+    }
+
+    /// The key for JWT-SVIDs with this name.
+    pub fn jwt_key(&self, kid: &str) -> Option<&JwtKey> {
+        self.jwt_keys.iter().find(|key| key.kid() == kid)
     }
 
     /// The anchors, in document order.

@@ -4,7 +4,7 @@
 //! Everything here is pure: no socket, no clock, no runtime. A function that needs the time takes it
 //! as a value, a function that checks signatures takes the algorithms.
 //!
-//! Read in this order: [`id`] (names), [`bundle`] (who is trusted), [`svid`] (the one verifier),
+//! Read in this order: [`id`] (names), [`bundle`] (who is trusted), [`svid`] (the one verifier), [`jwt_svid`] (its sibling),
 //! [`policy`] (who may), [`reason`] (why not), [`file`](mod@file) (what operators write), [`wire`] (what the planes say
 //! to each other), [`enroll`] (how an identity begins), [`jwt`] (when a token is believed), [`http`] (the small grammars of
 //! requests).
@@ -14,7 +14,9 @@ pub mod enroll;
 pub mod file;
 pub mod http;
 pub mod id;
+pub mod json;
 pub mod jwt;
+pub mod jwt_svid;
 pub mod policy;
 pub mod reason;
 pub mod revocation;

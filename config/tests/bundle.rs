@@ -142,7 +142,6 @@ fn keys_of_unknown_kind_or_use_are_ignored_alone() {
         with("kty", json!("ec")),
         with("kty", json!(1)),
         without("kty"),
-        with("use", json!("jwt-svid")),
         with("use", json!("wit-svid")),
         with("use", json!("X509-SVID")),
         with("use", json!("sig")),

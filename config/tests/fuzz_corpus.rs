@@ -34,6 +34,11 @@ fn bundle() {
 }
 
 #[test]
+fn jwt_svid() {
+    replay("jwt_svid", bodies::jwt_svid);
+}
+
+#[test]
 fn chain() {
     replay("chain", bodies::chain);
 }
