@@ -1,4 +1,4 @@
-//! `postern-loadtest`: arguments → demo, or the small app that stands behind a sidecar.
+//! `postern-loadtest`: arguments → demo, measurements of the control plane, or the small app that stands behind a sidecar.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use postern_loadtest::app::App;
 use postern_loadtest::demo::{self, Demo, Interrupt};
+use postern_loadtest::fleet;
 
 /// Runs whole meshes of real processes on this machine.
 #[derive(Debug, Parser)]
@@ -18,6 +19,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(Demo),
+    Fleet(fleet::Command),
+    Issuance(fleet::Issuance),
     /// An HTTP server that says hello, where there is no python3.
     #[command(hide = true)]
     App,
@@ -26,6 +29,8 @@ enum Command {
 fn main() -> ExitCode {
     let (result, is_json) = match Cli::parse().command {
         Command::Demo(demo) => (demo::run(&demo), demo.is_json()),
+        Command::Fleet(command) => (fleet::run(&command), command.is_json()),
+        Command::Issuance(command) => (fleet::run_issuance(&command), command.is_json()),
         Command::App => (app().map(|()| true), false),
     };
     let error = match result {

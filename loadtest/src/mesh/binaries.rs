@@ -26,16 +26,19 @@ impl Binaries {
         Self::at(own.parent().unwrap_or(Path::new("/")))
     }
 
+    /// For measurements of the control plane alone, which do without the data plane: beside the running program.
+    pub fn control_sibling() -> Result<Self> {
+        let own = std::env::current_exe().context("this program does not find itself")?;
+        let binaries = Self { dir: own.parent().unwrap_or(Path::new("/")).to_owned() };
+        require(&binaries.postern())?;
+        Ok(binaries)
+    }
+
     /// In a given directory.
     pub fn at(dir: &Path) -> Result<Self> {
         let binaries = Self { dir: dir.to_owned() };
-        for binary in [binaries.postern(), binaries.proxy()] {
-            ensure!(
-                binary.is_file(),
-                "{} is missing; build it with: cargo build --release --workspace --bins",
-                binary.display()
-            );
-        }
+        require(&binaries.postern())?;
+        require(&binaries.proxy())?;
         Ok(binaries)
     }
 
@@ -79,4 +82,10 @@ impl Binaries {
         }
         Self::at(profile_dir)
     }
+}
+
+fn require(binary: &Path) -> Result<()> {
+    let build = "build it with: cargo build --release --workspace --bins";
+    ensure!(binary.is_file(), "{} is missing; {build}", binary.display());
+    Ok(())
 }

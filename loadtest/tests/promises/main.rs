@@ -12,6 +12,7 @@ mod apps;
 mod auto;
 mod clock;
 mod demo;
+mod fleet;
 mod gateway;
 mod grpc;
 mod h2load;

@@ -1,0 +1,69 @@
+//! Light clients live as real proxies do: what they count about a control plane is what happened there.
+
+use std::time::{Duration, Instant};
+
+use crate::support::SOON;
+use postern_loadtest::fleet::{Admin, Fleet, Plan};
+use postern_loadtest::mesh::Mesh;
+
+const CLIENTS: usize = 24;
+const AT_MOST: Duration = Duration::from_secs(30);
+
+fn let_go(mesh: &Mesh, clients: usize, ttl: Duration) -> Fleet {
+    let admin = Admin::at(&mesh.control.data()).unwrap();
+    let joins = admin.tokens(clients, "fleet", Duration::from_secs(600), |_| {}).unwrap();
+    let fleet = Fleet::start(Plan { ttl, ..Plan::towards(vec![mesh.control.listen()]) }, joins).unwrap();
+    assert!(fleet.wait(AT_MOST, |f| f.tally().sessions >= clients as u64), "{:?}", fleet.tally());
+    fleet
+}
+
+#[test]
+fn light_clients_enroll_renew_hear_of_changes_and_come_back() {
+    let mut mesh = Mesh::start().unwrap();
+    let fleet = let_go(&mesh, CLIENTS, Duration::from_secs(4));
+    let identities = mesh.control.json(&["identities"]).unwrap();
+    assert_eq!(identities.as_array().unwrap().len(), CLIENTS);
+
+    let since = Instant::now();
+    let generation = mesh.control.apply_service("shop", &mesh.id("shop"), &[]).unwrap();
+    fleet.wait_for_generation(generation, since, SOON).unwrap();
+    let renewed = |times: u64| move |f: &Fleet| f.tally().renewals >= times * CLIENTS as u64;
+    assert!(fleet.wait(AT_MOST, renewed(2)), "{:?}", fleet.tally());
+
+    // A control plane that dies and comes back is found again, and no certificate ends meanwhile.
+    let before = fleet.tally().renewals;
+    mesh.control.kill9();
+    mesh.control.restart().unwrap();
+    assert!(fleet.wait(AT_MOST, renewed(before / CLIENTS as u64 + 2)), "{:?}", fleet.tally());
+    assert!(fleet.wait(SOON, |f| f.views().iter().all(|v| v.connected)), "{:?}", fleet.tally());
+    let tally = fleet.tally();
+    assert_eq!((tally.expired, tally.renewals_refused, tally.unusable), (0, 0, 0), "{tally:?}");
+    assert_eq!(tally.serials_twice, Vec::<String>::new());
+    assert_eq!(tally.serials, CLIENTS as u64 + tally.renewals);
+    let refused = (0..CLIENTS).filter_map(|c| fleet.would_refuse(c, (c + 1) % CLIENTS)).next();
+    assert_eq!(refused, None, "each believes the next");
+}
+
+#[test]
+fn a_join_string_works_for_one_light_client() {
+    let mesh = Mesh::start().unwrap();
+    let admin = Admin::at(&mesh.control.data()).unwrap();
+    let join = admin.tokens(1, "fleet", Duration::from_secs(600), |_| {}).unwrap().remove(0);
+    let plan = Plan::towards(vec![mesh.control.listen()]);
+    let fleet = Fleet::start(plan, vec![join.clone(), join.clone(), join]).unwrap();
+    assert!(fleet.wait(SOON, |f| f.tally().enrolled + f.tally().enrollments_refused == 3));
+    assert_eq!(fleet.tally().enrolled, 1, "{:?}", fleet.tally());
+}
+
+#[test]
+fn who_does_not_hold_the_pinned_root_is_told_nothing() {
+    // The clients of one mesh meet the control plane of another one of the same name.
+    let (mesh, other) = (Mesh::start().unwrap(), Mesh::start().unwrap());
+    let admin = Admin::at(&mesh.control.data()).unwrap();
+    let joins = admin.tokens(2, "fleet", Duration::from_secs(600), |_| {}).unwrap();
+    let fleet = Fleet::start(Plan::towards(vec![other.control.listen()]), joins).unwrap();
+    assert!(fleet.wait(SOON, |f| f.tally().enrollments_tried_again >= 6));
+    assert_eq!((fleet.tally().enrolled, fleet.tally().enrollments_refused), (0, 0));
+    let audit = other.control.json(&["audit", "--last", "1000"]).unwrap();
+    assert!(!audit.to_string().contains("\"enroll\""), "no token was ever shown: {audit}");
+}
