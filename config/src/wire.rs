@@ -14,6 +14,14 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/postern.control.v1.rs"));
 }
 
+impl std::fmt::Debug for v1::FetchJwtSvidResponse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FetchJwtSvidResponse")
+            .field("expires_at_ms", &self.expires_at_ms)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The largest gRPC message that either side accepts, in bytes: policies of a large mesh fit, a bomb does not.
 pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 /// The largest message from a proxy to the control plane, in bytes: a CSR, an acknowledgement, a few addresses.

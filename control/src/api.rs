@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::ca::Ca;
+use crate::jwt::Tokens;
 use crate::publish::{Proxies, Publisher};
 use crate::registry::Registry;
 use crate::store::Store;
@@ -40,6 +41,8 @@ pub struct Plane {
     pub ca: Arc<Ca>,
     /// Who gets which identity.
     pub registry: Registry,
+    /// JWT-SVIDs.
+    pub tokens: Tokens,
     /// What proxies are told.
     pub publisher: Publisher,
     /// The control plane's own certificate.

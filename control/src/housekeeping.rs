@@ -96,6 +96,9 @@ async fn keep(plane: &Plane, own: &mut Replica, round: u32) -> Result<(), ServeE
     for replica in plane.ca.serve_requests(&plane.store).await? {
         tracing::info!(%replica, "signed an issuing CA for another replica");
     }
+    if plane.tokens.turn().await? {
+        plane.publisher.catch_up().await?;
+    }
     let until = now_ms() + millis(LEASE);
     if let Some(lease) = plane.store.lease("housekeeping", &plane.replica, now_ms(), until).await? {
         for_all(plane, &lease, round.is_multiple_of(CLEAN_UP)).await?;
@@ -106,6 +109,7 @@ async fn keep(plane: &Plane, own: &mut Replica, round: u32) -> Result<(), ServeE
 /// The work that one replica does for all.
 async fn for_all(plane: &Plane, lease: &Lease, clean_up: bool) -> Result<(), ServeError> {
     plane.publisher.sweep(lease).await?;
+    sweep_jwt_keys(plane, lease).await?;
     if clean_up {
         let before = now_ms() - millis(KEPT);
         let mut change = plane.store.change().await?;
@@ -119,4 +123,20 @@ async fn for_all(plane: &Plane, lease: &Lease, clean_up: bool) -> Result<(), Ser
         plane.publisher.catch_up().await?;
     }
     Ok(())
+}
+
+/// Takes back keys for JWT-SVIDs whose last token has ended.
+async fn sweep_jwt_keys(plane: &Plane, lease: &Lease) -> Result<(), ServeError> {
+    let now = now_ms();
+    if plane.store.first_jwt_key_end().await?.is_none_or(|end| end > now) {
+        return Ok(());
+    }
+    let mut change = plane.store.change().await?;
+    change.fence(lease).await?;
+    if change.sweep_jwt_keys(now).await? > 0 {
+        change.advance("bundle").await?;
+        change.advance("generation").await?;
+    }
+    change.commit().await?;
+    Ok(plane.publisher.catch_up().await?)
 }

@@ -33,6 +33,7 @@ pub mod digest;
 pub mod fetch;
 mod housekeeping;
 pub mod issue;
+pub mod jwt;
 pub mod limits;
 pub mod publish;
 pub mod registry;
@@ -89,6 +90,9 @@ pub enum ServeError {
     /// The keys cannot be used.
     #[error(transparent)]
     Ca(#[from] ca::CaError),
+    /// The keys for JWT-SVIDs cannot be used.
+    #[error(transparent)]
+    Jwt(#[from] jwt::keys::KeysError),
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] store::StoreError),
@@ -146,6 +150,9 @@ pub async fn run(
     };
     let metrics = telemetry::Metrics::new();
     after_restart(&store, &replica).await?;
+    let tokens =
+        jwt::Tokens::open(&data.join("jwt"), &replica, config.jwt.clone(), store.clone(), metrics.clone())
+            .await?;
     let plane = Arc::new(Plane {
         registry: registry::Registry::new(
             store.clone(),
@@ -153,6 +160,7 @@ pub async fn run(
             config.svid.clone(),
             metrics.clone(),
         ),
+        tokens,
         publisher: publish::Publisher::start(
             store.clone(),
             Arc::clone(&ca),

@@ -11,10 +11,13 @@ const ATTEMPTS: Rate = Rate { burst: 128.0, per_second: 5.0 };
 /// How many tokens and lineages are remembered before those whose bucket is full again are forgotten.
 const REMEMBERED: usize = 4096;
 
+/// How many at once, and how many in the long run.
 #[derive(Debug, Clone, Copy)]
-struct Rate {
-    burst: f64,
-    per_second: f64,
+pub struct Rate {
+    /// At once.
+    pub burst: f64,
+    /// In the long run.
+    pub per_second: f64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -51,13 +54,13 @@ impl Bucket {
 #[derive(Debug)]
 pub struct Limits {
     refusals: Mutex<Bucket>,
-    attempts: Mutex<HashMap<String, Bucket>>,
+    attempts: Buckets,
 }
 
 impl Limits {
     /// Full buckets.
     pub fn new(now: i64) -> Self {
-        Self { refusals: Mutex::new(Bucket::full(AUDITED_REFUSALS, now)), attempts: Mutex::default() }
+        Self { refusals: Mutex::new(Bucket::full(AUDITED_REFUSALS, now)), attempts: Buckets::new(ATTEMPTS) }
     }
 
     /// Whether one more refusal gets an audit record.
@@ -67,12 +70,31 @@ impl Limits {
 
     /// Whether the holder of this token's secret, or of this lineage's certificate, may try once more.
     pub fn attempt(&self, name: &str, now: i64) -> bool {
-        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        if attempts.len() >= REMEMBERED {
-            attempts.retain(|_, bucket| bucket.at(ATTEMPTS, now) < ATTEMPTS.burst);
+        self.attempts.take(name, now)
+    }
+}
+
+/// A bucket for each name.
+#[derive(Debug)]
+pub struct Buckets {
+    rate: Rate,
+    buckets: Mutex<HashMap<String, Bucket>>,
+}
+
+impl Buckets {
+    /// Full buckets.
+    pub fn new(rate: Rate) -> Self {
+        Self { rate, buckets: Mutex::default() }
+    }
+
+    /// Whether `name` may have one more.
+    pub fn take(&self, name: &str, now: i64) -> bool {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.len() >= REMEMBERED {
+            buckets.retain(|_, bucket| bucket.at(self.rate, now) < self.rate.burst);
         }
-        let bucket = attempts.entry(name.to_owned()).or_insert_with(|| Bucket::full(ATTEMPTS, now));
-        bucket.take(ATTEMPTS, now)
+        let bucket = buckets.entry(name.to_owned()).or_insert_with(|| Bucket::full(self.rate, now));
+        bucket.take(self.rate, now)
     }
 }
 

@@ -129,7 +129,9 @@ impl World {
         let generation = store.counter("generation").await?;
         let sequence = store.counter("bundle").await?;
         let authorities = Authorities::load(store).await?;
-        let bundles: BundleSet = [authorities.bundle(ca.trust_domain(), sequence)?].into_iter().collect();
+        let own = authorities.bundle(ca.trust_domain(), sequence)?;
+        let own = own.with_jwt_keys(store.jwt_keys().await?.into_iter().map(|published| published.key))?;
+        let bundles: BundleSet = [own].into_iter().collect();
         ca.set_authorities(authorities);
         let revocations = revoke::set(&store.revocations(now_ms()).await?)?;
         let policies = store.policies().await?.into_iter().map(|p| (p.to_json(), p));

@@ -10,8 +10,10 @@ use super::{Span, YamlError};
 use crate::id::TrustDomain;
 use crate::service::is_host_port;
 
+mod jwt;
 mod store;
 
+pub use jwt::JwtConfig;
 pub use store::StoreConfig;
 
 /// The control plane's configuration. Flags override the environment (`POSTERN_…`), which overrides this file.
@@ -32,6 +34,8 @@ pub struct ControlConfig {
     pub svid: SvidConfig,
     /// The trust domain's own certificates.
     pub ca: CaConfig,
+    /// JWT-SVIDs of workloads.
+    pub jwt: JwtConfig,
     /// Policies of this namespace apply to every workload, as in Istio.
     pub root_namespace: String,
     /// Health and metrics over plain HTTP.
@@ -118,6 +122,7 @@ impl ControlConfig {
     /// Checks what the types alone do not say.
     pub fn check(&self) -> Result<(), YamlError> {
         self.store.check()?;
+        self.jwt.check()?;
         let SvidConfig { ttl, min_ttl, max_ttl, .. } = self.svid;
         let wrong = |message: String| Err(YamlError::without_place(message));
         if let Some(advertise) = self.advertise.as_ref().filter(|a| !is_host_port(a)) {
@@ -149,6 +154,7 @@ impl Default for ControlConfig {
             listen: SocketAddr::from(([0, 0, 0, 0], 7443)),
             advertise: None,
             store: StoreConfig::default(),
+            jwt: JwtConfig::default(),
             svid: SvidConfig::default(),
             ca: CaConfig::default(),
             root_namespace: "istio-system".into(),

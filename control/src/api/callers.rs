@@ -12,10 +12,11 @@ use postern_config::svid::Peer;
 use tonic::Status;
 
 /// The required caller of each method.
-pub const TABLE: [(&str, Required); 3] = [
+pub const TABLE: [(&str, Required); 4] = [
     ("/postern.control.v1.Control/Enroll", Required::Anonymous),
     ("/postern.control.v1.Control/Renew", Required::WorkloadOrLate),
     ("/postern.control.v1.Control/Watch", Required::Workload),
+    ("/postern.control.v1.Control/FetchJwtSvid", Required::Workload),
 ];
 
 /// Who a method is for.

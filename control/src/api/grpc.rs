@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use postern_config::wire::v1;
 use tokio_stream::Stream;
@@ -13,6 +14,7 @@ use super::callers::{Caller, Reached};
 use super::stubs::control_server::Control;
 use super::watch;
 use crate::clock::now_ms;
+use crate::jwt::{JwtRefusal, Wish};
 use crate::registry::{Attempt, Issued, Refusal};
 
 /// The calls, for one connection.
@@ -64,6 +66,30 @@ impl Control for ControlService {
         Ok(Response::new(v1::RenewResponse { svid: Some(svid(issued)), server_time_ms: now_ms() }))
     }
 
+    async fn fetch_jwt_svid(
+        &self,
+        request: Request<v1::FetchJwtSvidRequest>,
+    ) -> Result<Response<v1::FetchJwtSvidResponse>, Status> {
+        let caller = caller(&request)?;
+        let peer = caller.peer.ok_or_else(|| Status::unauthenticated("no certificate"))?;
+        let lineage = self.plane.registry.recognise(&peer).await.map_err(status)?;
+        let message = request.get_ref();
+        let wish = Wish {
+            id: &lineage.spiffe_id,
+            audiences: &message.audiences,
+            ttl: Duration::from_millis(message.ttl_ms),
+            not_after: i64::MAX,
+            action: "jwt",
+            actor: lineage.spiffe_id.as_str(),
+        };
+        let signed = self.plane.tokens.issue(&wish).await.map_err(jwt_status)?;
+        Ok(Response::new(v1::FetchJwtSvidResponse {
+            token: signed.token.to_string(),
+            expires_at_ms: signed.expires * 1000,
+            server_time_ms: now_ms(),
+        }))
+    }
+
     type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
 
     async fn watch(
@@ -107,5 +133,15 @@ fn status(refusal: Refusal) -> Status {
         Refusal::TooMany => Status::resource_exhausted(message),
         // Unavailable, not Internal: the proxy shall come back, and the cause stands in our log.
         Refusal::Store(_) | Refusal::Ca(_) => Status::unavailable(message),
+    }
+}
+
+fn jwt_status(refusal: JwtRefusal) -> Status {
+    let message = refusal.to_string();
+    match refusal {
+        JwtRefusal::Audience(_) => Status::invalid_argument(message),
+        JwtRefusal::TooMany => Status::resource_exhausted(message),
+        JwtRefusal::Revoked | JwtRefusal::Ended => Status::permission_denied(message),
+        JwtRefusal::NotYet | JwtRefusal::Store(_) | JwtRefusal::Key(_) => Status::unavailable(message),
     }
 }

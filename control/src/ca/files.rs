@@ -55,7 +55,7 @@ pub fn private_directory(path: &Path) -> Result<(), KeyFileError> {
 }
 
 /// Reads a private key; `None` if there is no such file.
-pub(super) fn read_key(path: &Path) -> Result<Option<KeyPair>, KeyFileError> {
+pub(crate) fn read_key(path: &Path) -> Result<Option<KeyPair>, KeyFileError> {
     let io = |source| KeyFileError::Io { path: path.to_owned(), source };
     let mut file = match File::open(path) {
         Ok(file) => file,

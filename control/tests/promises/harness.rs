@@ -45,6 +45,14 @@ impl Control {
         Self::start_in(Arc::new(tempfile::tempdir().unwrap()), &["--trust-domain", TD])
     }
 
+    /// With this configuration file.
+    pub(crate) fn configured(yaml: &str) -> Self {
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let path = dir.path().join("control.yaml");
+        std::fs::write(&path, yaml).unwrap();
+        Self::start_in(dir, &["--trust-domain", TD, "--config", path.to_str().unwrap()])
+    }
+
     /// Starts over what an earlier process left.
     pub(crate) fn restart(mut self) -> Self {
         let dir = Arc::clone(&self.dir);

@@ -12,6 +12,7 @@ mod certificates;
 mod crash;
 mod enrollment;
 mod harness;
+mod jwt;
 mod operators;
 mod policies;
 mod renewal;

@@ -8,14 +8,14 @@ use tonic::{Code, Status, Streaming};
 
 use crate::harness::{Connection, Control, LONG, Svid, TD, enrolled};
 
-struct Watch {
+pub(crate) struct Watch {
     say: mpsc::Sender<v1::WatchRequest>,
     hear: Streaming<v1::WatchResponse>,
     _connection: Connection,
 }
 
 impl Watch {
-    async fn open(
+    pub(crate) async fn open(
         control: &Control,
         join: &postern_config::enroll::JoinString,
         svid: &Svid,
@@ -29,7 +29,7 @@ impl Watch {
     }
 
     /// The next push; beats are passed over.
-    async fn next(&mut self) -> Result<v1::WatchResponse, Status> {
+    pub(crate) async fn next(&mut self) -> Result<v1::WatchResponse, Status> {
         loop {
             let message = tokio::time::timeout(LONG, self.hear.message()).await.expect("a push in time")?;
             let message = message.ok_or_else(|| Status::cancelled("ended"))?;
