@@ -100,6 +100,8 @@ pub struct Driver {
     failures: u32,
     /// The last token that was spent or refused, so that a replaced join file is noticed.
     spent_token: Option<String>,
+    /// The token that is being redeemed, with the key that every try brings.
+    redeeming: Option<(String, key::Request)>,
     pen: Pen,
     /// The pen, while a renewal is under way.
     writing: Option<succession::Held>,
@@ -395,10 +397,19 @@ impl Driver {
         if self.spent_token.as_ref() == Some(&join.token_id) || join.trust_domain != self.trust_domain {
             return;
         }
-        let answer = control::enroll(&self.address, &join, ttl_ms(&self.config), instance()).await;
+        let request = match self.redeeming.take().filter(|(token, _)| *token == join.token_id) {
+            Some((_, request)) => request,
+            None => match key::Request::new() {
+                Ok(request) => request,
+                Err(why) => return tracing::error!(%why, "the new join token cannot be used"),
+            },
+        };
+        let answer = control::enroll(&self.address, &join, &request, ttl_ms(&self.config), instance()).await;
+        self.redeeming = Some((join.token_id.clone(), request));
         if matches!(answer, Ok(_) | Err(ControlError::Refused(_))) {
             // Only an answer spends a token: it may have been written while the control plane was still away.
             self.spent_token = Some(join.token_id.clone());
+            self.redeeming = None;
         }
         let answer = match answer {
             Ok(answer) => answer,

@@ -173,8 +173,15 @@ impl Client {
 
     async fn begin(&mut self, join: JoinString, released: Instant) -> Option<Identity> {
         let mut failures = 0;
+        let key = match NewKey::generate() {
+            Ok(key) => key,
+            Err(fault) => {
+                self.failed("key", &fault);
+                return None;
+            }
+        };
         loop {
-            match self.enroll(&join).await {
+            match self.enroll(&join, &key).await {
                 Ok(Enrolled { credentials, bundle }) => {
                     let bundles = v1::BundleSet { bundles: vec![bundle] };
                     let mut identity = Identity {
@@ -210,10 +217,9 @@ impl Client {
         }
     }
 
-    async fn enroll(&self, join: &JoinString) -> Result<Enrolled, Fault> {
+    async fn enroll(&self, join: &JoinString, key: &NewKey) -> Result<Enrolled, Fault> {
         let expected = Expected::Pinned { trust_domain: join.trust_domain.clone(), pins: join.pins.clone() };
         let mut connection = Connection::open(self.address(), expected, None).await?;
-        let key = NewKey::generate()?;
         connection.enroll(join, key, self.plan.ttl, format!("light-{}", self.number)).await
     }
 

@@ -92,7 +92,7 @@ async fn connect(plan: &Plan, number: usize, join: &JoinString) -> Result<Connec
     let pinned = Expected::Pinned { trust_domain: trust_domain.clone(), pins: join.pins.clone() };
     let mut first = Connection::open(address, pinned, None).await.map_err(broken)?;
     let key = NewKey::generate().map_err(broken)?;
-    let enrolled = first.enroll(join, key, plan.ttl, format!("bench-{number}")).await.map_err(broken)?;
+    let enrolled = first.enroll(join, &key, plan.ttl, format!("bench-{number}")).await.map_err(broken)?;
     let bundles = BundleSet::try_from(&v1::BundleSet { bundles: vec![enrolled.bundle] })?;
     let trust = Trust { bundles: Arc::new(bundles), revoked: Arc::default() };
     let known = Expected::Known { trust, control: trust_domain.control_plane() };

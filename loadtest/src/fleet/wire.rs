@@ -82,7 +82,7 @@ impl NewKey {
         Ok(Self { key, csr })
     }
 
-    fn with_chain(self, svid: Option<v1::Svid>) -> Credentials {
+    fn with_chain(&self, svid: Option<v1::Svid>) -> Credentials {
         let chain = svid.unwrap_or_default().chain.into_iter().map(CertificateDer::from).collect();
         Credentials { chain, key: self.key.serialize_der().into() }
     }
@@ -136,11 +136,11 @@ impl Connection {
         Ok(Self { client, exporter, _driver: Driver(driver) })
     }
 
-    /// Redeems a join string with the proof over this very connection.
+    /// Redeems a join string with the proof over this very connection. Every try for one join string brings the same key.
     pub(super) async fn enroll(
         &mut self,
         join: &JoinString,
-        key: NewKey,
+        key: &NewKey,
         ttl: Duration,
         instance: String,
     ) -> Result<Enrolled, Fault> {

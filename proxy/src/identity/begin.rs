@@ -10,7 +10,7 @@ use super::apply::Held;
 use super::cache::Cache;
 use super::control::{self, ControlError};
 use super::join::JoinSource;
-use super::key::Issued;
+use super::key::{Issued, Request};
 use super::renewal::Schedule;
 use super::{Driver, IdentityError, instance, ttl_ms};
 use crate::clock::Steps;
@@ -91,6 +91,7 @@ impl Driver {
             steps: Steps::default(),
             failures: 0,
             spent_token,
+            redeeming: None,
             pen: setup.pen,
             writing: None,
             unsaved: false,
@@ -111,9 +112,10 @@ async fn enroll(
     join: &JoinString,
 ) -> Result<(Issued, v1::Bundle), IdentityError> {
     let mut failures = 0;
+    let request = Request::new().map_err(IdentityError::Unusable)?;
     let patience = Schedule::new(0, 0, 0.0);
     loop {
-        match control::enroll(address, join, ttl_ms(&setup.config), instance()).await {
+        match control::enroll(address, join, &request, ttl_ms(&setup.config), instance()).await {
             Ok(answer) => return Ok((answer.issued, answer.bundle)),
             Err(ControlError::Refused(why)) => return Err(IdentityError::TokenRefused(why)),
             Err(ControlError::Local(why)) => return Err(IdentityError::Unusable(why)),

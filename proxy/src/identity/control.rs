@@ -99,9 +99,13 @@ pub struct Enrollment {
 }
 
 /// Redeems a join string over a connection that the join string's pin authenticates.
-pub async fn enroll(
+///
+/// Every try for one join string brings the same `request`: the token is spent by its key, so that a try whose answer got
+/// lost is answered again, and one with another key would be refused for good.
+pub(super) async fn enroll(
     address: &str,
     join: &JoinString,
+    request: &Request,
     ttl_ms: u64,
     instance: String,
 ) -> Result<Enrollment, ControlError> {
@@ -109,7 +113,6 @@ pub async fn enroll(
     let handshake = tls::enroll::connect(tcp, to.ip(), &join.trust_domain, &join.pins);
     let pinned = timeout(CONNECT_TIMEOUT, handshake).await.map_err(|_| Failure::timeout())??;
     let mut client = client(pinned.stream).await?;
-    let request = Request::new().map_err(ControlError::Local)?;
     let nonce: [u8; 32] = rand::random();
     let proof =
         request.prove(&proof_message(&pinned.exporter, &nonce, &request.csr)).map_err(ControlError::Local)?;

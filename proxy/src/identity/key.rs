@@ -36,7 +36,7 @@ impl Request {
     }
 
     /// This key with the chain that it was given, leaf first.
-    pub(super) fn issued(self, chain: Vec<Vec<u8>>) -> Issued {
+    pub(super) fn issued(&self, chain: Vec<Vec<u8>>) -> Issued {
         Issued::new(PrivatePkcs8KeyDer::from(self.key.serialize_der()), chain)
     }
 }

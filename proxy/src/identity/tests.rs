@@ -30,6 +30,7 @@ fn driver(address: String, join: Option<JoinSource>) -> Driver {
         steps: Steps::default(),
         failures: 0,
         spent_token: None,
+        redeeming: None,
         pen: Pen::default(),
         writing: None,
         unsaved: false,
