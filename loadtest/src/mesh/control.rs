@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use super::binaries::Binaries;
@@ -59,9 +59,27 @@ pub struct ControlPlane {
 
 impl ControlPlane {
     /// Starts one whose data, log and join files lie below `dir`; ready when this returns.
-    pub fn start(binaries: &Binaries, dir: &Path, mut options: ControlOptions) -> Result<Self> {
+    pub fn start(binaries: &Binaries, dir: &Path, options: ControlOptions) -> Result<Self> {
+        Self::start_replica(binaries, dir, options, |key| bail!("it waits for somebody to approve {key}"))
+    }
+
+    /// Like [`start`](Self::start), for one of several that share a store: a replica that has to be approved says with which
+    /// key, and `approve` has it done where the root is held.
+    pub fn start_replica(
+        binaries: &Binaries,
+        dir: &Path,
+        mut options: ControlOptions,
+        approve: impl FnOnce(&str) -> Result<()>,
+    ) -> Result<Self> {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let (process, ready) = launch(binaries, dir, &options, any)?;
+        let (mut process, ready) = launch(binaries, dir, &options, any)?;
+        let ready = match ready["event"].as_str() {
+            Some("waiting") => {
+                approve(ready["key"].as_str().context("no `key` in the waiting line")?)?;
+                process.wait_for_line(READY, ready_line)?
+            }
+            _ => ready,
+        };
         options.listen = address(&ready, "listen")?;
         Ok(Self {
             binaries: binaries.clone(),
@@ -87,7 +105,8 @@ impl ControlPlane {
     /// Starts again on the same addresses with the same data, after [`kill9`](Self::kill9) if it still runs.
     pub fn restart(&mut self) -> Result<()> {
         self.process.kill9();
-        let (process, _) = launch(&self.binaries, &self.dir, &self.options, self.metrics)?;
+        let (process, ready) = launch(&self.binaries, &self.dir, &self.options, self.metrics)?;
+        ensure!(ready["event"] == "ready", "{ready}: a replica that has been approved is so for good");
         self.process = process;
         Ok(())
     }
@@ -208,13 +227,18 @@ fn launch(
     command.args(["--metrics", &metrics.to_string(), "--log-format", "json", "--output", "json"]);
     command.envs(options.env.iter().map(|(k, v)| (k, v)));
     let mut process = Process::spawn("control", command, dir)?;
-    let ready = process.wait_for_line(READY, ready_line)?;
+    let ready = process.wait_for_line(READY, |line| ready_line(line).or_else(|| waiting_line(line)))?;
     Ok((process, ready))
 }
 
 /// The line with which both programs say that they are ready.
 pub(super) fn ready_line(line: &str) -> Option<Value> {
     serde_json::from_str::<Value>(line).ok().filter(|v| v["event"] == "ready")
+}
+
+/// The line with which a replica says that somebody has to approve it.
+fn waiting_line(line: &str) -> Option<Value> {
+    serde_json::from_str::<Value>(line).ok().filter(|v| v["event"] == "waiting")
 }
 
 /// A field of the ready line as an address.

@@ -26,6 +26,7 @@ mod programs;
 mod push;
 mod python;
 mod readme;
+mod replicas;
 mod resilience;
 mod roll;
 mod rotation;
