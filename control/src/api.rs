@@ -15,6 +15,7 @@ pub mod grpc;
 pub mod listen;
 pub mod model;
 pub mod probes;
+pub mod public;
 pub mod revocations;
 pub mod socket;
 pub mod tls;

@@ -43,6 +43,7 @@ pub mod store;
 pub mod telemetry;
 
 use api::Plane;
+use api::public::Public;
 use api::tls::Presented;
 use clock::{millis, now_ms};
 
@@ -99,6 +100,9 @@ pub enum ServeError {
     /// The first generation cannot be built.
     #[error(transparent)]
     Publish(#[from] publish::PublishError),
+    /// The certificate for the public port cannot be used.
+    #[error(transparent)]
+    Web(#[from] api::public::WebError),
     /// The TLS side cannot start.
     #[error(transparent)]
     Tls(#[from] api::tls::TlsError),
@@ -117,6 +121,8 @@ pub struct Ready {
     pub advertise: String,
     /// Where probes are served, as bound.
     pub metrics: Option<SocketAddr>,
+    /// The public port, as bound.
+    pub public: Option<SocketAddr>,
     /// The operators' socket.
     pub admin: PathBuf,
 }
@@ -181,6 +187,7 @@ pub async fn run(
     });
     let tls =
         api::tls::server_config(Arc::clone(&plane.presented), plane.publisher.subscribe(), plane.grace)?;
+    let public = Public::bind(&config.public, Arc::clone(&plane.presented)).await?;
     let socket = data.join(ADMIN_SOCKET);
     let operators = api::socket::bind(&socket)
         .map_err(|source| ServeError::Listen { address: socket.display().to_string(), source })?;
@@ -191,6 +198,7 @@ pub async fn run(
         listen: bound,
         advertise: plane.advertise.clone(),
         metrics: probes.as_ref().and_then(|p| p.local_addr().ok()),
+        public: public.as_ref().and_then(Public::address),
         admin: socket.clone(),
     };
     let tasks = TaskTracker::new();
@@ -205,6 +213,9 @@ pub async fn run(
     tasks.spawn(housekeeping::follow(Arc::clone(&plane), shutdown.clone()));
     if let Some(probes) = probes {
         tasks.spawn(api::probes::serve(probes, Arc::clone(&plane), shutdown.clone()));
+    }
+    if let Some(public) = public {
+        tasks.spawn(public.serve(Arc::clone(&plane), shutdown.clone()));
     }
     ready(&about);
 

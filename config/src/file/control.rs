@@ -11,9 +11,11 @@ use crate::id::TrustDomain;
 use crate::service::is_host_port;
 
 mod jwt;
+mod public;
 mod store;
 
 pub use jwt::JwtConfig;
+pub use public::PublicConfig;
 pub use store::StoreConfig;
 
 /// The control plane's configuration. Flags override the environment (`POSTERN_…`), which overrides this file.
@@ -36,6 +38,8 @@ pub struct ControlConfig {
     pub ca: CaConfig,
     /// JWT-SVIDs of workloads.
     pub jwt: JwtConfig,
+    /// The bundle endpoint, OIDC discovery and keys.
+    pub public: PublicConfig,
     /// Policies of this namespace apply to every workload, as in Istio.
     pub root_namespace: String,
     /// Health and metrics over plain HTTP.
@@ -123,6 +127,7 @@ impl ControlConfig {
     pub fn check(&self) -> Result<(), YamlError> {
         self.store.check()?;
         self.jwt.check()?;
+        self.public.check()?;
         let SvidConfig { ttl, min_ttl, max_ttl, .. } = self.svid;
         let wrong = |message: String| Err(YamlError::without_place(message));
         if let Some(advertise) = self.advertise.as_ref().filter(|a| !is_host_port(a)) {
@@ -155,6 +160,7 @@ impl Default for ControlConfig {
             advertise: None,
             store: StoreConfig::default(),
             jwt: JwtConfig::default(),
+            public: PublicConfig::default(),
             svid: SvidConfig::default(),
             ca: CaConfig::default(),
             root_namespace: "istio-system".into(),

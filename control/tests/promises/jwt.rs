@@ -14,7 +14,7 @@ use tonic::Code;
 use crate::harness::{Connection, Control, LONG, Svid, TD, enrolled, failed, serve};
 use crate::watching::Watch;
 
-async fn fetch(
+pub(crate) async fn fetch(
     connection: &mut Connection,
     audiences: &[&str],
     ttl_ms: u64,

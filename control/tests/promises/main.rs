@@ -15,5 +15,6 @@ mod harness;
 mod jwt;
 mod operators;
 mod policies;
+mod public;
 mod renewal;
 mod watching;
