@@ -38,7 +38,7 @@ fn every_configuration_loads_and_makes_sense() {
         }
         seen.push(name);
     }
-    assert_eq!(seen, ["control", "gateway", "proxy-edge-like", "proxy-sidecar", "service"]);
+    assert_eq!(seen, ["control-vault", "control", "gateway", "proxy-edge-like", "proxy-sidecar", "service"]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use postern_config::file::control::ControlConfig;
 use postern_config::id::TrustDomain;
-use rcgen::{Issuer, KeyPair};
+use rcgen::Issuer;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use x509_parser::prelude::{FromDer as _, ParsedExtension, X509Certificate};
 
@@ -20,13 +20,18 @@ use crate::digest::hex;
 use crate::store::{Store, StoreError};
 
 mod authorities;
+pub mod ceremony;
 pub mod files;
+pub mod keys;
+mod places;
 mod profile;
 mod requests;
 mod root;
 
 pub use authorities::{Authorities, Root};
 use files::KeyFileError;
+use keys::{Key, KeyError};
+use places::Places;
 pub(crate) use profile::{serial, set_validity};
 use requests::Asking;
 
@@ -44,6 +49,9 @@ pub enum CaError {
         /// What is wrong with it.
         why: String,
     },
+    /// A key cannot be used now.
+    #[error("{0}")]
+    Key(#[from] KeyError),
     /// Key generation or signing failed.
     #[error("signing failed: {0}")]
     Sign(#[from] rcgen::Error),
@@ -94,12 +102,12 @@ pub struct Issuing {
     /// Seconds since 1970.
     pub not_after: i64,
     /// Signs with its key.
-    pub signer: Issuer<'static, KeyPair>,
+    pub signer: Issuer<'static, Key>,
 }
 
 /// The trust domain's CA, as this replica has it.
 pub struct Ca {
-    dir: PathBuf,
+    places: Places,
     trust_domain: TrustDomain,
     replica: String,
     terms: Terms,
@@ -119,23 +127,25 @@ impl Ca {
         waiting: impl FnMut(&str),
     ) -> Result<Self, CaError> {
         files::private_directory(dir)?;
+        let places = Places::new(dir, &config.ca);
         let now = now_ms() / 1000;
         let terms = Terms::new(config);
-        let authorities = root::ensure(dir, trust_domain, &terms, store, now).await?;
+        let authorities = root::ensure(&places, trust_domain, &terms, store, now).await?;
         let root = authorities.active();
         if now >= root.not_after {
             return Err(CaError::RootEnded(crate::clock::rfc3339(root.not_after * 1000)));
         }
-        let stored = stored_issuing(dir)?.filter(|i| now < i.renew_at() && authorities.vouches(i));
+        let stored = stored_issuing(&places)?.filter(|i| now < i.renew_at() && authorities.vouches(i));
         let issuing = match stored {
             Some(issuing) => issuing,
             None => {
-                let asking = Asking { dir, trust_domain, replica, terms: &terms, store, actor: "control" };
+                let asking =
+                    Asking { places: &places, trust_domain, replica, terms: &terms, store, actor: "control" };
                 requests::obtain(&asking, waiting).await?
             }
         };
         let ca = Self {
-            dir: dir.to_owned(),
+            places,
             trust_domain: trust_domain.clone(),
             replica: replica.to_owned(),
             terms,
@@ -181,7 +191,7 @@ impl Ca {
     /// Lets a new issuing CA sign from now on, if this replica can have one at once; `false` if it has asked for one and waits.
     pub async fn rotate(&self, store: &Store, actor: &str) -> Result<bool, CaError> {
         let asking = Asking {
-            dir: &self.dir,
+            places: &self.places,
             trust_domain: &self.trust_domain,
             replica: &self.replica,
             terms: &self.terms,
@@ -194,9 +204,21 @@ impl Ca {
         Ok(true)
     }
 
+    /// Asks the places of the keys whether they could sign: the issuing CA's, and the root's where that is here. Blocks.
+    pub fn probe_keys(&self) -> [(&'static str, Result<(), KeyError>); 2] {
+        let issuing = self.issuing.load().signer.key().probe();
+        let root = match root::key_of(&self.places, self.authorities.load().active()) {
+            Ok(Some(key)) => key.probe(),
+            Err(CaError::Key(error)) => Err(error),
+            // Elsewhere; or a certificate that cannot be read, which is said where it is used.
+            Ok(None) | Err(_) => Ok(()),
+        };
+        [("issuing", issuing), ("root", root)]
+    }
+
     /// Signs the issuing CAs that other replicas wait for, if the root's key is here. Says whose it signed.
     pub async fn serve_requests(&self, store: &Store) -> Result<Vec<String>, CaError> {
-        requests::serve(&self.dir, &self.trust_domain, &self.terms, store).await
+        requests::serve(&self.places, &self.trust_domain, &self.terms, store).await
     }
 }
 
@@ -234,24 +256,17 @@ impl Issuing {
     }
 }
 
-const ISSUING_KEY: &str = "issuing.key";
 const ISSUING_CERTIFICATE: &str = "issuing.pem";
 
-/// The issuing CA as stored, if it is whole. Key and certificate are two files: a crash between them leaves a pair that does
-/// not fit, and then a new one is made. A key that others can read is never passed over.
-fn stored_issuing(dir: &Path) -> Result<Option<Issuing>, CaError> {
-    let path = dir.join(ISSUING_CERTIFICATE);
-    let key = match files::read_key(&dir.join(ISSUING_KEY)) {
-        Ok(Some(key)) => key,
-        Ok(None) | Err(KeyFileError::NoKey { .. }) => return Ok(None),
-        Err(refused) => return Err(refused.into()),
-    };
-    let Ok(certificate) = read_certificate(&path) else { return Ok(None) };
-    let fits = check_key(&certificate, &key, &path).is_ok();
-    Ok(fits.then(|| issuing_from(certificate, key).ok()).flatten())
+/// The issuing CA as stored, if it is whole. Key and certificate are stored apart: a crash between them leaves a pair that does
+/// not fit, and then a new one is made. A key that others can read is never passed over, nor is a token that does not answer.
+fn stored_issuing(places: &Places) -> Result<Option<Issuing>, CaError> {
+    let Ok(certificate) = read_certificate(&places.dir.join(ISSUING_CERTIFICATE)) else { return Ok(None) };
+    let Some(key) = places.issuing_key(&certificate)? else { return Ok(None) };
+    Ok(issuing_from(certificate, key).ok())
 }
 
-fn issuing_from(certificate: CertificateDer<'static>, key: KeyPair) -> Result<Issuing, CaError> {
+fn issuing_from(certificate: CertificateDer<'static>, key: Key) -> Result<Issuing, CaError> {
     let unusable = |why: &str| CaError::Unusable { path: ISSUING_CERTIFICATE.into(), why: why.to_owned() };
     let (_, parsed) =
         X509Certificate::from_der(&certificate).map_err(|_| unusable("it is no certificate"))?;
@@ -273,8 +288,11 @@ fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CaError> {
     })
 }
 
-fn check_key(certificate: &CertificateDer<'_>, key: &KeyPair, path: &Path) -> Result<(), CaError> {
-    use rcgen::PublicKeyData as _;
+fn check_key(
+    certificate: &CertificateDer<'_>,
+    key: &impl rcgen::PublicKeyData,
+    path: &Path,
+) -> Result<(), CaError> {
     match X509Certificate::from_der(certificate) {
         Ok((_, c)) if c.public_key().raw == key.subject_public_key_info() => Ok(()),
         Ok(_) => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Plane;
+use crate::ca::CaError;
 use crate::clock::{millis, now_ms};
 use crate::store::{Lease, Replica};
 use crate::{ServeError, replica};
@@ -14,6 +15,8 @@ use crate::{ServeError, replica};
 const ROUND: Duration = Duration::from_millis(200);
 /// How many rounds pass between two signs of life, in which everything that can wait for a second is done as well.
 const SECOND: u32 = 5;
+/// The pause between two questions to the places of keys: a token in a data centre or a Vault answers more than that.
+const PROBE: Duration = Duration::from_secs(3);
 /// How many rounds pass between two clean-ups.
 const CLEAN_UP: u32 = 3000;
 /// How long an ended certificate or token stays in the store, for whoever asks what it was.
@@ -54,6 +57,21 @@ pub(crate) async fn run(plane: Arc<Plane>, shutdown: CancellationToken) {
     }
 }
 
+/// Asks every few seconds whether the keys could sign, until `shutdown`: readiness and metrics know it before a proxy does.
+pub(crate) async fn probe_keys(plane: Arc<Plane>, shutdown: CancellationToken) {
+    let mut rounds = tokio::time::interval(PROBE);
+    rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = rounds.tick() => {}
+        }
+        for (key, usable) in plane.ca.probe_keys() {
+            plane.metrics.key_usable(key, usable.is_ok());
+        }
+    }
+}
+
 /// Publishes what other replicas have changed, until `shutdown`.
 pub(crate) async fn follow(plane: Arc<Plane>, shutdown: CancellationToken) {
     let Some(mut hints) = plane.store.hints() else { return };
@@ -89,12 +107,17 @@ async fn keep(plane: &Plane, own: &mut Replica, round: u32) -> Result<(), ServeE
     replica::beat(&plane.store, own).await?;
     let now = now_ms() / 1000;
     if plane.ca.is_due(now) {
-        plane.rotate("control").await?;
+        without_key(plane.rotate("control").await.map(drop))?;
     } else if plane.presented.is_due(&plane.ca, now) {
         plane.presented.replace(&plane.ca)?;
     }
-    for replica in plane.ca.serve_requests(&plane.store).await? {
-        tracing::info!(%replica, "signed an issuing CA for another replica");
+    match plane.ca.serve_requests(&plane.store).await {
+        Ok(served) => {
+            for replica in served {
+                tracing::info!(%replica, "signed an issuing CA for another replica");
+            }
+        }
+        Err(error) => without_key(Err(error.into()))?,
     }
     if plane.tokens.turn().await? {
         plane.publisher.catch_up().await?;
@@ -104,6 +127,17 @@ async fn keep(plane: &Plane, own: &mut Replica, round: u32) -> Result<(), ServeE
         for_all(plane, &lease, round.is_multiple_of(CLEAN_UP)).await?;
     }
     Ok(())
+}
+
+/// A key that does not answer is said by [`probe_keys`]; nothing else has to wait for it.
+fn without_key(done: Result<(), ServeError>) -> Result<(), ServeError> {
+    match done {
+        Err(ServeError::Ca(CaError::Key(error))) => {
+            tracing::debug!(%error, "nothing can be signed for now");
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 /// The work that one replica does for all.

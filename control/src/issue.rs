@@ -65,7 +65,7 @@ pub fn sign(
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(serial.clone());
     set_validity(&mut params, (not_before, not_after));
-    let certificate = params.signed_by(key, &issuing.signer)?;
+    let certificate = params.signed_by(key, &issuing.signer).map_err(|e| issuing.signer.key().failed(e))?;
     Ok(Leaf {
         der: certificate.der().to_vec(),
         serial: serial_hex(&serial.to_bytes()),

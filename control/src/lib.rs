@@ -210,6 +210,7 @@ pub async fn run(
         shutdown.clone(),
     ));
     tasks.spawn(housekeeping::run(Arc::clone(&plane), shutdown.clone()));
+    tasks.spawn(housekeeping::probe_keys(Arc::clone(&plane), shutdown.clone()));
     tasks.spawn(housekeeping::follow(Arc::clone(&plane), shutdown.clone()));
     if let Some(probes) = probes {
         tasks.spawn(api::probes::serve(probes, Arc::clone(&plane), shutdown.clone()));

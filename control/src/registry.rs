@@ -97,6 +97,7 @@ impl Refusal {
             Self::Revoked => "revoked",
             Self::SameKey => "same_key",
             Self::TooMany => "too_many",
+            Self::Ca(CaError::Key(error)) => error.reason(),
             Self::Store(_) | Self::Ca(_) => "internal",
         }
     }

@@ -35,6 +35,7 @@ pub struct Metrics {
     issued: Family<Issue, Counter>,
     refused: Family<RefusedBecause, Counter>,
     handshakes: Family<Handshake, Counter>,
+    key_usable: Family<WhichKey, Gauge>,
     /// Open Watch streams.
     pub streams: Gauge,
     /// The generation that is being pushed.
@@ -61,11 +62,22 @@ struct Handshake {
     reason: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WhichKey {
+    key: &'static str,
+}
+
 impl Metrics {
     /// A registry of its own.
     pub fn new() -> Self {
         let mut registry = Registry::default();
         let (issued, refused, handshakes) = (Family::default(), Family::default(), Family::default());
+        let key_usable = Family::<WhichKey, Gauge>::default();
+        registry.register(
+            "postern_control_key_usable",
+            "1 while the key (issuing or root) answers at its place, 0 while it does not",
+            key_usable.clone(),
+        );
         let (streams, generation, issuing_ends) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register(
             "postern_control_certificates",
@@ -85,7 +97,16 @@ impl Metrics {
             "End of the issuing CA, seconds since 1970",
             issuing_ends.clone(),
         );
-        Self { registry: Arc::new(registry), issued, refused, handshakes, streams, generation, issuing_ends }
+        Self {
+            registry: Arc::new(registry),
+            issued,
+            refused,
+            handshakes,
+            key_usable,
+            streams,
+            generation,
+            issuing_ends,
+        }
     }
 
     /// Counts one request for a certificate.
@@ -96,6 +117,11 @@ impl Metrics {
     /// Counts one refusal.
     pub fn refused(&self, action: &'static str, reason: &'static str) {
         self.refused.get_or_create(&RefusedBecause { action, reason }).inc();
+    }
+
+    /// Whether a key answers at its place.
+    pub fn key_usable(&self, key: &'static str, usable: bool) {
+        self.key_usable.get_or_create(&WhichKey { key }).set(usable.into());
     }
 
     /// Counts one handshake; `reason` is empty for one that succeeded.

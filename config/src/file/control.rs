@@ -11,6 +11,7 @@ use crate::id::TrustDomain;
 use crate::service::is_host_port;
 
 mod jwt;
+pub mod keys;
 mod public;
 mod store;
 
@@ -73,6 +74,10 @@ pub struct CaConfig {
     pub root_ttl: Span,
     /// Lifetime of an issuing CA; a new one takes over when half of it is left.
     pub issuing_ttl: Span,
+    /// Where the root's key lives. Default: a file in `data`.
+    pub root_key: Option<keys::KeyPlace>,
+    /// Where keys of issuing CAs live; each new CA gets a new one there. Default: files in `data`.
+    pub issuing_key: Option<keys::KeyPlace>,
 }
 
 /// Health and metrics over plain HTTP: `/livez`, `/readyz`, `/metrics`.
@@ -185,7 +190,12 @@ impl Default for SvidConfig {
 impl Default for CaConfig {
     fn default() -> Self {
         const DAY: u64 = 24 * 3600;
-        Self { root_ttl: Span::from_secs(3650 * DAY), issuing_ttl: Span::from_secs(7 * DAY) }
+        Self {
+            root_ttl: Span::from_secs(3650 * DAY),
+            issuing_ttl: Span::from_secs(7 * DAY),
+            root_key: None,
+            issuing_key: None,
+        }
     }
 }
 

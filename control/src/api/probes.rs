@@ -32,6 +32,9 @@ async fn ready(State(plane): State<Arc<Plane>>) -> Response {
     if plane.ca.issuing().not_after <= now_ms() / 1000 {
         return unavailable("the issuing CA has expired".to_owned());
     }
+    if let Some(fault) = plane.ca.issuing().signer.key().fault() {
+        return unavailable(fault.to_string());
+    }
     match plane.store.counter("generation").await {
         Ok(_) => "ok\n".into_response(),
         Err(error) => unavailable(error.to_string()),

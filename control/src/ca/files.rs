@@ -68,6 +68,26 @@ pub(crate) fn read_key(path: &Path) -> Result<Option<KeyPair>, KeyFileError> {
     KeyPair::from_pem(&text).map(Some).map_err(|_| KeyFileError::NoKey { path: path.to_owned() })
 }
 
+/// Reads a secret of at most 64 KiB (a PIN, a token) from a file that nobody else may read.
+pub(crate) fn read_secret(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
+    let io = |source| KeyFileError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io)?;
+    check(path, &file.metadata().map_err(io)?, 0o600)?;
+    let mut text = Zeroizing::new(String::new());
+    io::Read::read_to_string(&mut io::Read::take(file, 64 * 1024), &mut text).map_err(io)?;
+    Ok(text)
+}
+
+/// Removes a file; one that is not there was removed already.
+pub(super) fn remove(path: &Path) -> Result<(), KeyFileError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(KeyFileError::Io { path: path.to_owned(), source: e })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Writes a whole file so that a crash leaves the old one or the new one: beside it, synced, renamed, directory synced.
 pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), KeyFileError> {
     let io = |source| KeyFileError::Io { path: path.to_owned(), source };
@@ -77,14 +97,6 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), KeyFileError> {
     file.write_all(content).map_err(io)?;
     file.sync_all().map_err(io)?;
     fs::rename(&beside, path).map_err(io)?;
-    let directory = path.parent().unwrap_or(Path::new("."));
-    File::open(directory).and_then(|d| d.sync_all()).map_err(io)
-}
-
-/// Removes a file for good.
-pub(super) fn remove(path: &Path) -> Result<(), KeyFileError> {
-    let io = |source| KeyFileError::Io { path: path.to_owned(), source };
-    fs::remove_file(path).map_err(io)?;
     let directory = path.parent().unwrap_or(Path::new("."));
     File::open(directory).and_then(|d| d.sync_all()).map_err(io)
 }

@@ -3,24 +3,23 @@
 //! A request is believed if the replica's issuing key of before has signed it, or if an operator has approved its key by
 //! fingerprint on the host that holds the root (`postern ca approve`): writing to the store alone makes nobody a CA.
 
-use std::path::Path;
 use std::time::Duration;
 
 use postern_config::id::TrustDomain;
-use rcgen::{CertificateParams, Issuer, KeyPair, PublicKeyData as _, SigningKey as _};
+use rcgen::{CertificateParams, Issuer, PublicKeyData as _};
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::authorities::{Authorities, Root, pem};
-use super::{CaError, ISSUING_CERTIFICATE, ISSUING_KEY, Issuing, Terms, files, issuing_from, profile, root};
+use super::keys::Key;
+use super::places::Places;
+use super::{CaError, Issuing, Terms, issuing_from, profile, root};
 use crate::audit::Entry;
 use crate::clock::now_ms;
 use crate::digest::{hex, sha256};
 use crate::issue::csr::{Csr, SubjectKey};
 use crate::store::{Authority, IssuingRequest, Kind, State, Store};
 
-/// The key of a CA that is asked for, until the answer is there.
-const NEXT_KEY: &str = "issuing-next.key";
 /// How often a replica that cannot start without its issuing CA looks whether it is there.
 const LOOK: Duration = Duration::from_millis(250);
 /// What the key of before signs: separated from whatever else it signs.
@@ -28,7 +27,7 @@ const PROOF: &[u8] = b"postern-issuing-request-v1\0";
 
 /// Who asks, and for what.
 pub(super) struct Asking<'a> {
-    pub(super) dir: &'a Path,
+    pub(super) places: &'a Places,
     pub(super) trust_domain: &'a TrustDomain,
     pub(super) replica: &'a str,
     pub(super) terms: &'a Terms,
@@ -44,7 +43,7 @@ pub(super) async fn obtain(asking: &Asking<'_>, mut waiting: impl FnMut(&str)) -
             return Ok(issuing);
         }
         if !std::mem::replace(&mut told, true) {
-            waiting(&hex(&sha256(&next_key(asking.dir)?.subject_public_key_info())));
+            waiting(&hex(&sha256(&asking.places.next_key()?.subject_public_key_info())));
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -54,22 +53,22 @@ pub(super) async fn obtain(asking: &Asking<'_>, mut waiting: impl FnMut(&str)) -
 pub(super) async fn ask(asking: &Asking<'_>, current: Option<&Issuing>) -> Result<Option<Issuing>, CaError> {
     let rows = asking.store.authorities().await?;
     let authorities = Authorities::new(&rows)?;
-    let mut key = next_key(asking.dir)?;
+    let mut key = asking.places.next_key()?;
     let key_id = hex(&CertificateParams::default().key_identifier(&key));
     if let Some(answer) = rows.iter().find(|a| a.key_id == key_id && a.replica == asking.replica) {
         if answer.state != State::Tainted && answer.not_after > now_ms() / 1000 {
-            return take(asking.dir, &CertificateDer::from(answer.der.clone()), key).map(Some);
+            return take(asking.places, &CertificateDer::from(answer.der.clone()), key).map(Some);
         }
         // An answer from long ago, to a process that did not live to see it.
-        files::remove(&asking.dir.join(NEXT_KEY))?;
-        key = next_key(asking.dir)?;
+        asking.places.forget_next()?;
+        key = asking.places.next_key()?;
     }
     let root = authorities.active();
-    if let Some(root_key) = root::key_of(asking.dir, &root.key_id)? {
+    if let Some(root_key) = root::key_of(asking.places, root)? {
         let certificate = sign(asking.trust_domain, asking.terms, root, root_key, &key)?;
         let row = row_of(&certificate, asking.replica)?;
         record(asking.store, row, asking.actor).await?;
-        return take(asking.dir, &certificate, key).map(Some);
+        return take(asking.places, &certificate, key).map(Some);
     }
     let asked = asking.store.issuing_requests().await?;
     if !asked
@@ -83,7 +82,7 @@ pub(super) async fn ask(asking: &Asking<'_>, current: Option<&Issuing>) -> Resul
 
 /// Signs what other replicas ask for and may have.
 pub(super) async fn serve(
-    dir: &Path,
+    places: &Places,
     trust_domain: &TrustDomain,
     terms: &Terms,
     store: &Store,
@@ -97,7 +96,7 @@ pub(super) async fn serve(
     let root = authorities.active();
     let mut served = Vec::new();
     for request in requests {
-        let Some(root_key) = root::key_of(dir, &root.key_id)? else { break };
+        let Some(root_key) = root::key_of(places, root)? else { break };
         let Some(key) = believed(&request, &rows) else { continue };
         let certificate = sign(trust_domain, terms, root, root_key, &key)?;
         record(store, row_of(&certificate, &request.replica)?, "control").await?;
@@ -134,12 +133,12 @@ fn sign(
     trust_domain: &TrustDomain,
     terms: &Terms,
     root: &Root,
-    root_key: KeyPair,
+    root_key: Key,
     key: &impl rcgen::PublicKeyData,
 ) -> Result<CertificateDer<'static>, CaError> {
-    let signer = Issuer::from_ca_cert_der(&root.certificate, root_key)?;
+    let signer = Issuer::from_ca_cert_der(&root.certificate, root_key.clone())?;
     let params = profile::issuing(trust_domain, key, terms.issuing(now_ms() / 1000, root))?;
-    Ok(params.signed_by(key, &signer)?.der().clone())
+    Ok(params.signed_by(key, &signer).map_err(|e| root_key.failed(e))?.der().clone())
 }
 
 /// The CA's row and its record; whatever this replica signed with before has retired, and its request is answered.
@@ -160,10 +159,10 @@ async fn record(store: &Store, row: Authority, actor: &str) -> Result<(), CaErro
     Ok(())
 }
 
-async fn put(asking: &Asking<'_>, key: &KeyPair, current: Option<&Issuing>) -> Result<(), CaError> {
-    let csr = CertificateParams::default().serialize_request(key)?.der().to_vec();
+async fn put(asking: &Asking<'_>, key: &Key, current: Option<&Issuing>) -> Result<(), CaError> {
+    let csr = CertificateParams::default().serialize_request(key).map_err(|e| key.failed(e))?.der().to_vec();
     let (proof, proved_by) = match current {
-        Some(issuing) => (issuing.signer.key().sign(&[PROOF, &csr].concat())?, hex(&issuing.key_id)),
+        Some(issuing) => (issuing.signer.key().signature(&[PROOF, &csr].concat())?, hex(&issuing.key_id)),
         None => (Vec::new(), String::new()),
     };
     let request = IssuingRequest {
@@ -191,24 +190,9 @@ fn row_of(certificate: &CertificateDer<'_>, replica: &str) -> Result<Authority, 
     Ok(Authority { kind: Kind::Issuing, replica: replica.to_owned(), issuer, ..row })
 }
 
-/// The key for the next issuing CA: made once, so that an answer that comes after a restart still fits.
-fn next_key(dir: &Path) -> Result<KeyPair, CaError> {
-    let path = dir.join(NEXT_KEY);
-    match files::read_key(&path)? {
-        Some(key) => Ok(key),
-        None => {
-            let key = KeyPair::generate()?;
-            files::write(&path, key.serialize_pem().as_bytes())?;
-            Ok(key)
-        }
-    }
-}
-
 /// The new CA is in force: its files replace those of before, key first, and the waiting key goes. A crash between leaves a pair
 /// that does not fit, and the waiting key, by which the next start finds the answer again.
-fn take(dir: &Path, certificate: &CertificateDer<'static>, key: KeyPair) -> Result<Issuing, CaError> {
-    files::write(&dir.join(ISSUING_KEY), key.serialize_pem().as_bytes())?;
-    files::write(&dir.join(ISSUING_CERTIFICATE), pem(certificate).as_bytes())?;
-    files::remove(&dir.join(NEXT_KEY))?;
+fn take(places: &Places, certificate: &CertificateDer<'static>, key: Key) -> Result<Issuing, CaError> {
+    let key = places.take(key, pem(certificate).as_bytes())?;
     issuing_from(certificate.clone(), key)
 }

@@ -2,24 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
+use postern_config::file::control::keys::KeyPlace;
 use postern_config::id::TrustDomain;
-use rcgen::KeyPair;
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::authorities::{Authorities, pem};
+use super::authorities::{Authorities, Root, pem};
+use super::keys::{Key, KeyError};
+use super::places::Places;
 use super::{CaError, Terms, check_key, files, profile, read_certificate, subject_key_id};
 use crate::audit::Entry;
 use crate::clock::now_ms;
 use crate::digest::hex;
 use crate::store::{Authority, Kind, State, Store};
 
-const KEY: &str = "root.key";
 const CERTIFICATE: &str = "root.pem";
 
 /// The roots of the store; if it has none, this is the trust domain's first start, and one is made.
 pub(super) async fn ensure(
-    dir: &Path,
+    places: &Places,
     trust_domain: &TrustDomain,
     terms: &Terms,
     store: &Store,
@@ -28,17 +29,18 @@ pub(super) async fn ensure(
     let mut change = store.change().await?;
     let mut rows = change.authorities().await?;
     let stored = rows.iter().any(|a| a.kind == Kind::Root);
-    if let Some(own) = stored_root(dir, trust_domain)? {
+    if let Some(own) = stored_root(places, trust_domain)? {
         let row = row_of(&own)?;
         // The store of another trust domain, or of one that was begun anew: neither would be what proxies are pinned to.
         if stored && !rows.iter().any(|a| a.key_id == row.key_id) {
             let why = "the store belongs to another root; restore the store that fits, or use an empty data directory".to_owned();
-            return Err(CaError::Unusable { path: dir.join(CERTIFICATE), why });
+            return Err(CaError::Unusable { path: places.dir.join(CERTIFICATE), why });
         }
     }
     if !stored {
         // Files first: a root that was made and not recorded is taken up again by the next start.
-        let (certificate, _) = make(dir, KEY, CERTIFICATE, trust_domain, terms.root(now))?;
+        let (certificate, _) =
+            make(&places.root(), &places.dir.join(CERTIFICATE), trust_domain, terms.root(now))?;
         let row = row_of(&certificate)?;
         change.put_authority(&row, now_ms()).await?;
         let entry = Entry::done(
@@ -55,12 +57,16 @@ pub(super) async fn ensure(
     Authorities::new(&rows)
 }
 
-/// The key of the root with this key identifier, if it lies here.
-pub(super) fn key_of(dir: &Path, key_id: &str) -> Result<Option<KeyPair>, CaError> {
-    for name in [KEY.to_owned(), next_name(key_id, "key")] {
-        let Some(key) = files::read_key(&dir.join(name))? else { continue };
-        if hex(&rcgen::CertificateParams::default().key_identifier(&key)) == key_id {
-            return Ok(Some(key));
+/// The root's key, if it lies here.
+pub(super) fn key_of(places: &Places, root: &Root) -> Result<Option<Key>, CaError> {
+    let spki = spki_of(&root.certificate)?;
+    let beside = KeyPlace::File(places.dir.join(next_name(&root.key_id, "key")));
+    for place in [places.root(), beside] {
+        match places.opened(&place, &spki) {
+            // The file is there, and holds another root's key.
+            Err(KeyError::Unusable { .. }) if matches!(place, KeyPlace::File(_)) => {}
+            Ok(None) => {}
+            found => return Ok(found?),
         }
     }
     Ok(None)
@@ -69,6 +75,13 @@ pub(super) fn key_of(dir: &Path, key_id: &str) -> Result<Option<KeyPair>, CaErro
 /// The file of a root that was made for a rotation.
 pub(super) fn next_name(key_id: &str, extension: &str) -> String {
     format!("root-{}.{extension}", &key_id[..key_id.len().min(16)])
+}
+
+/// DER of a certificate's SubjectPublicKeyInfo.
+fn spki_of(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, CaError> {
+    let unusable = || CaError::Authority { name: "root".to_owned(), why: "it is no certificate".to_owned() };
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|_| unusable())?;
+    Ok(parsed.public_key().raw.to_vec())
 }
 
 /// A certificate as a row of the store.
@@ -94,47 +107,45 @@ pub(super) fn row_of(certificate: &CertificateDer<'_>) -> Result<Authority, CaEr
 
 /// The root as its files have it. A key without certificate is a first start that was interrupted; a certificate without key
 /// is a loss that nobody should paper over.
-fn stored_root(dir: &Path, trust_domain: &TrustDomain) -> Result<Option<CertificateDer<'static>>, CaError> {
-    let (key_path, path) = (dir.join(KEY), dir.join(CERTIFICATE));
-    let (key, has_certificate) = (files::read_key(&key_path)?, path.exists());
-    match (key, has_certificate) {
-        (None, true) => Err(missing_key(key_path)),
-        (_, false) => Ok(None),
-        (Some(key), true) => {
-            let certificate = read_certificate(&path)?;
-            check_key(&certificate, &key, &path)?;
-            let subject = trust_domain.id_string();
-            if !profile::names(&certificate).contains(&subject) {
-                return Err(CaError::Unusable { path, why: format!("it is not the root of {trust_domain}") });
-            }
-            Ok(Some(certificate))
-        }
+fn stored_root(
+    places: &Places,
+    trust_domain: &TrustDomain,
+) -> Result<Option<CertificateDer<'static>>, CaError> {
+    let path = places.dir.join(CERTIFICATE);
+    if !path.exists() {
+        return Ok(None);
     }
+    let certificate = read_certificate(&path)?;
+    // A token that is away now is asked again when there is something to sign.
+    if let KeyPlace::File(key_path) = places.root() {
+        let key = files::read_key(&key_path)?.ok_or_else(|| missing_key(key_path))?;
+        check_key(&certificate, &key, &path)?;
+    }
+    let subject = trust_domain.id_string();
+    if !profile::names(&certificate).contains(&subject) {
+        return Err(CaError::Unusable { path, why: format!("it is not the root of {trust_domain}") });
+    }
+    Ok(Some(certificate))
 }
 
 /// Makes a root, or takes up what an interrupted start has left. The key is written first.
 fn make(
-    dir: &Path,
-    key_name: &str,
-    certificate_name: &str,
+    place: &KeyPlace,
+    path: &Path,
     trust_domain: &TrustDomain,
     validity: (i64, i64),
-) -> Result<(CertificateDer<'static>, KeyPair), CaError> {
-    let (key_path, path) = (dir.join(key_name), dir.join(certificate_name));
-    let key = match files::read_key(&key_path)? {
+) -> Result<(CertificateDer<'static>, Key), CaError> {
+    let key = match Key::open(place, None)? {
         Some(key) => key,
-        None => {
-            let key = KeyPair::generate()?;
-            files::write(&key_path, key.serialize_pem().as_bytes())?;
-            key
-        }
+        None => Key::create(place)?,
     };
     if !path.exists() {
-        let certificate = profile::root(trust_domain, &key, validity)?.self_signed(&key)?;
-        files::write(&path, pem(certificate.der()).as_bytes())?;
+        let certificate = profile::root(trust_domain, &key, validity)?.self_signed(&key);
+        let certificate = certificate.map_err(|e| key.failed(e))?;
+        files::write(path, pem(certificate.der()).as_bytes())?;
     }
-    let certificate = read_certificate(&path)?;
-    check_key(&certificate, &key, &path)?;
+    let certificate = read_certificate(path)?;
+    check_key(&certificate, &key, path)?;
     Ok((certificate, key))
 }
 

@@ -119,6 +119,24 @@ impl Csr {
 }
 
 impl SubjectKey {
+    /// The key of a SubjectPublicKeyInfo in DER.
+    pub fn from_spki(der: &[u8]) -> Result<Self, CsrError> {
+        match SubjectPublicKeyInfo::from_der(der) {
+            Ok(([], spki)) => Self::read(&spki),
+            _ => Err(CsrError::Malformed),
+        }
+    }
+
+    /// An uncompressed point of P-256 (65 bytes) or P-384 (97 bytes).
+    pub fn from_point(bytes: Vec<u8>) -> Option<Self> {
+        let kind = match (bytes.len(), bytes.first()) {
+            (65, Some(4)) => KeyKind::P256,
+            (97, Some(4)) => KeyKind::P384,
+            _ => return None,
+        };
+        Some(Self { kind, bytes })
+    }
+
     /// Whether `signature` is this key's over `message`.
     pub fn verify(&self, message: &[u8], signature: &[u8]) -> bool {
         UnparsedPublicKey::new(self.kind.algorithm(), &self.bytes).verify(message, signature).is_ok()

@@ -62,7 +62,13 @@ impl Control {
     }
 
     pub(crate) fn start_in(dir: Arc<tempfile::TempDir>, more: &[&str]) -> Self {
-        let mut child = serve(dir.path(), more).stdout(Stdio::piped()).spawn().unwrap();
+        let command = serve(dir.path(), more);
+        Self::spawn(dir, command)
+    }
+
+    /// Starts what [`serve`] made of `dir`, with whatever was added to it.
+    pub(crate) fn spawn(dir: Arc<tempfile::TempDir>, mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no ready line: {line:?}"));
@@ -75,6 +81,23 @@ impl Control {
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+    }
+
+    pub(crate) fn dir(&self) -> Arc<tempfile::TempDir> {
+        Arc::clone(&self.dir)
+    }
+
+    /// What a probe answers: status and body.
+    pub(crate) async fn probe(&self, path: &str) -> (u16, String) {
+        use http_body_util::BodyExt as _;
+        let stream = TcpStream::connect(self.ready["metrics"].as_str().unwrap()).await.unwrap();
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::get(path).header("host", "probe").body(String::new()).unwrap();
+        let answer = sender.send_request(request).await.unwrap();
+        let status = answer.status().as_u16();
+        (status, String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
     }
 
     pub(crate) fn data(&self) -> PathBuf {

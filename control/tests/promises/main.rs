@@ -13,6 +13,7 @@ mod crash;
 mod enrollment;
 mod harness;
 mod jwt;
+mod keys;
 mod operators;
 mod policies;
 mod public;
