@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 use crate::id::TrustDomain;
@@ -34,6 +36,55 @@ impl fmt::Display for Pin {
 impl fmt::Debug for Pin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text is no pin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a pin is `sha256:` and 64 hex digits in lower case, as `postern serve` prints its root's")]
+pub struct NoPin;
+
+impl FromStr for Pin {
+    type Err = NoPin;
+
+    fn from_str(text: &str) -> Result<Self, NoPin> {
+        let digits = text.strip_prefix("sha256:").ok_or(NoPin)?.as_bytes();
+        let digit = |b: u8| match b {
+            b'0'..=b'9' => Ok(b - b'0'),
+            b'a'..=b'f' => Ok(b - b'a' + 10),
+            _ => Err(NoPin),
+        };
+        let bytes: Vec<u8> = digits
+            .chunks(2)
+            .map(|p| Ok(digit(p[0])? << 4 | digit(*p.get(1).ok_or(NoPin)?)?))
+            .collect::<Result<_, _>>()?;
+        bytes.try_into().map(Self).map_err(|_| NoPin)
+    }
+}
+
+impl Serialize for Pin {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Pin {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl JsonSchema for Pin {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Pin".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        schemars::json_schema!({
+            "type": "string",
+            "pattern": "^sha256:[0-9a-f]{64}$",
+            "description": "SHA-256 over a public key's SubjectPublicKeyInfo."
+        })
     }
 }
 
@@ -175,6 +226,17 @@ mod tests {
         for end in 0..whole.len() {
             assert!(whole[..end].parse::<JoinString>().is_err(), "cut at {end}");
         }
+    }
+
+    #[test]
+    fn a_pin_has_one_spelling() {
+        let pin = Pin([0xa5; 32]);
+        assert_eq!(pin.to_string().parse(), Ok(pin));
+        for bad in ["", "sha256:", "sha256:a5", "a5", &pin.to_string()[..70], &pin.to_string().to_uppercase()]
+        {
+            assert_eq!(bad.parse::<Pin>(), Err(NoPin), "{bad}");
+        }
+        assert!(format!("{pin}00").parse::<Pin>().is_err());
     }
 
     #[test]

@@ -6,9 +6,10 @@
 //!
 //! Read in this order: [`id`] (names), [`bundle`] (who is trusted), [`svid`] (the one verifier), [`jwt_svid`] (its sibling),
 //! [`policy`] (who may), [`reason`] (why not), [`file`](mod@file) (what operators write), [`wire`] (what the planes say
-//! to each other), [`enroll`] (how an identity begins), [`jwt`] (when a token is believed), [`http`] (the small grammars of
+//! to each other), [`enroll`] (how an identity begins), [`attest`](mod@attest) (which identity), [`jwt`] (when a token is believed), [`http`] (the small grammars of
 //! requests).
 
+pub mod attest;
 pub mod bundle;
 pub mod enroll;
 pub mod file;

@@ -22,6 +22,22 @@ impl std::fmt::Debug for v1::FetchJwtSvidResponse {
     }
 }
 
+impl std::fmt::Debug for v1::EnrollRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "EnrollRequest({:?}, secrets hidden)", self.instance)
+    }
+}
+
+impl std::fmt::Debug for v1::enroll_request::Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::KubernetesToken(_) => "KubernetesToken(hidden)",
+            Self::OidcToken(_) => "OidcToken(hidden)",
+            Self::X509(_) => "X509",
+        })
+    }
+}
+
 /// The largest gRPC message that either side accepts, in bytes: policies of a large mesh fit, a bomb does not.
 pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
 /// The largest message from a proxy to the control plane, in bytes: a CSR, an acknowledgement, a few addresses.

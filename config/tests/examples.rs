@@ -38,7 +38,16 @@ fn every_configuration_loads_and_makes_sense() {
         }
         seen.push(name);
     }
-    assert_eq!(seen, ["control-vault", "control", "gateway", "proxy-edge-like", "proxy-sidecar", "service"]);
+    let expected = [
+        "control-attested",
+        "control-vault",
+        "control",
+        "gateway",
+        "proxy-edge-like",
+        "proxy-sidecar",
+        "service",
+    ];
+    assert_eq!(seen, expected);
 }
 
 #[test]

@@ -43,6 +43,12 @@ impl Entry {
         self
     }
 
+    /// Adds one more thing to know.
+    pub fn with(mut self, name: &str, value: Value) -> Self {
+        self.record.detail[name] = value;
+        self
+    }
+
     /// Appends to a change that is under way; call [`Entry::log`] once that is committed.
     pub async fn append(&self, change: &mut Change) -> Result<(), StoreError> {
         change.append_audit(&self.record).await.map(drop)

@@ -150,6 +150,7 @@ async fn for_all(plane: &Plane, lease: &Lease, clean_up: bool) -> Result<(), Ser
         change.fence(lease).await?;
         change.forget_certificates(before).await?;
         change.forget_tokens(before).await?;
+        change.forget_attestations(before).await?;
         if change.sweep_revocations(now_ms()).await? > 0 {
             change.advance("generation").await?;
         }

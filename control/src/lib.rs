@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub mod api;
+pub mod attest;
 pub mod audit;
 pub mod ca;
 pub mod cli;
@@ -103,6 +104,9 @@ pub enum ServeError {
     /// The certificate for the public port cannot be used.
     #[error(transparent)]
     Web(#[from] api::public::WebError),
+    /// Credentials cannot be judged.
+    #[error(transparent)]
+    Attest(#[from] attest::AttestError),
     /// The TLS side cannot start.
     #[error(transparent)]
     Tls(#[from] api::tls::TlsError),
@@ -154,6 +158,7 @@ pub async fn run(
         ControlMetricsListen::At(address) => Some(listen(address).await?),
         ControlMetricsListen::Off(_) => None,
     };
+    let attestors = Arc::new(attest::Attestors::new(&config.attest, &trust_domain)?);
     let metrics = telemetry::Metrics::new();
     after_restart(&store, &replica).await?;
     let tokens =
@@ -163,6 +168,7 @@ pub async fn run(
         registry: registry::Registry::new(
             store.clone(),
             Arc::clone(&ca),
+            attestors,
             config.svid.clone(),
             metrics.clone(),
         ),

@@ -7,10 +7,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use postern_config::attest::NotAdmitted;
 use postern_config::file::control::SvidConfig;
 use postern_config::svid::Peer;
 use serde_json::json;
 
+use crate::attest::{Attestors, Fault};
 use crate::audit::Entry;
 use crate::ca::{Ca, CaError};
 use crate::clock::now_ms;
@@ -21,10 +23,11 @@ use crate::limits::Limits;
 use crate::store::{Certificate, Change, Lineage, Store, StoreError, Subject};
 use crate::telemetry::Metrics;
 
+mod attested;
 mod enroll;
 mod tokens;
 
-pub use enroll::Attempt;
+pub use enroll::{Attempt, Proof};
 pub use tokens::{NewToken, TokenError};
 
 /// Why no certificate is issued.
@@ -36,6 +39,18 @@ pub enum Refusal {
     /// The token does not admit this caller. The caller never learns which of these it was.
     #[error("join token refused: unknown, used or expired")]
     Token(TokenFault),
+    /// The credential proves nothing. The caller never learns why.
+    #[error("the credential is not taken; the control plane's audit record says why")]
+    Credential(Fault),
+    /// The credential is good, and admits to nothing.
+    #[error("the credential is not taken; the control plane's audit record says why")]
+    NotAdmitted(NotAdmitted),
+    /// What the credential stands for has another key.
+    #[error("the credential is not taken; the control plane's audit record says why")]
+    Bound,
+    /// Whoever has to be asked about the credential does not answer.
+    #[error("the credential cannot be judged now; try again later")]
+    Unavailable(Fault),
     /// The new key did not sign this connection's exporter.
     #[error("the proof of possession does not fit this connection and this key")]
     Proof,
@@ -80,6 +95,21 @@ pub enum TokenFault {
     Address,
 }
 
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Unavailable { .. } => Self::Unavailable(fault),
+            fault => Self::Credential(fault),
+        }
+    }
+}
+
+impl From<NotAdmitted> for Refusal {
+    fn from(why: NotAdmitted) -> Self {
+        Self::NotAdmitted(why)
+    }
+}
+
 impl Refusal {
     /// The closed word for logs, metrics and audit records.
     pub fn reason(&self) -> &'static str {
@@ -90,6 +120,9 @@ impl Refusal {
             Self::Token(TokenFault::Used) => "token_used",
             Self::Token(TokenFault::Expired) => "token_expired",
             Self::Token(TokenFault::Address) => "token_address",
+            Self::Credential(fault) | Self::Unavailable(fault) => fault.reason(),
+            Self::NotAdmitted(why) => why.reason(),
+            Self::Bound => "bound_to_another_key",
             Self::Proof => "proof",
             Self::Csr(error) => error.reason(),
             Self::Superseded => "superseded",
@@ -117,6 +150,7 @@ pub struct Issued {
 pub struct Registry {
     store: Store,
     ca: Arc<Ca>,
+    attestors: Arc<Attestors>,
     terms: SvidConfig,
     limits: Limits,
     metrics: Metrics,
@@ -124,8 +158,14 @@ pub struct Registry {
 
 impl Registry {
     /// A registry over this store, signing with this CA.
-    pub fn new(store: Store, ca: Arc<Ca>, terms: SvidConfig, metrics: Metrics) -> Self {
-        Self { store, ca, terms, limits: Limits::new(now_ms()), metrics }
+    pub fn new(
+        store: Store,
+        ca: Arc<Ca>,
+        attestors: Arc<Attestors>,
+        terms: SvidConfig,
+        metrics: Metrics,
+    ) -> Self {
+        Self { store, ca, attestors, terms, limits: Limits::new(now_ms()), metrics }
     }
 
     /// Issues the next certificate of the caller's lineage. Idempotent by the request's key.
@@ -237,7 +277,7 @@ impl Registry {
         match result {
             Ok(issued) => self.metrics.issued(action, if issued.repeated { "repeated" } else { "issued" }),
             Err(refusal) => {
-                let fault = matches!(refusal, Refusal::Store(_) | Refusal::Ca(_));
+                let fault = matches!(refusal, Refusal::Store(_) | Refusal::Ca(_) | Refusal::Unavailable(_));
                 self.metrics.issued(action, if fault { "failed" } else { "refused" });
                 self.refused(action, actor, subject, refusal).await;
             }
@@ -248,6 +288,9 @@ impl Registry {
         self.metrics.refused(action, refusal.reason());
         if let Refusal::Store(error) = refusal {
             tracing::error!(%error, action, "the store failed");
+        }
+        if let Refusal::Unavailable(fault) = refusal {
+            tracing::error!(%fault, action, "a credential could not be judged");
         }
         if let Refusal::Ca(error) = refusal {
             tracing::error!(%error, action, "signing failed");

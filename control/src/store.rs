@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use sqlx::any::AnyRow;
 use sqlx::{Any, AnyPool, Row as _};
 
+mod attestations;
 mod audit;
 mod authorities;
 mod engine;
@@ -22,6 +23,7 @@ mod replicas;
 mod revocations;
 mod tokens;
 
+pub use attestations::{Binding, Bound};
 pub use audit::Record;
 pub use authorities::{Authority, IssuingRequest, Kind, State};
 pub use feed::Hints;

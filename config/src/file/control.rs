@@ -10,6 +10,7 @@ use super::{Span, YamlError};
 use crate::id::TrustDomain;
 use crate::service::is_host_port;
 
+pub mod attest;
 mod jwt;
 pub mod keys;
 mod public;
@@ -41,6 +42,8 @@ pub struct ControlConfig {
     pub jwt: JwtConfig,
     /// The bundle endpoint, OIDC discovery and keys.
     pub public: PublicConfig,
+    /// By what else than join tokens workloads may enroll.
+    pub attest: attest::AttestConfig,
     /// Policies of this namespace apply to every workload, as in Istio.
     pub root_namespace: String,
     /// Health and metrics over plain HTTP.
@@ -152,7 +155,7 @@ impl ControlConfig {
         if self.ca.issuing_ttl > self.ca.root_ttl {
             return wrong("ca.issuing_ttl is longer than ca.root_ttl".to_owned());
         }
-        Ok(())
+        self.attest.check()
     }
 }
 
@@ -168,6 +171,7 @@ impl Default for ControlConfig {
             public: PublicConfig::default(),
             svid: SvidConfig::default(),
             ca: CaConfig::default(),
+            attest: attest::AttestConfig::default(),
             root_namespace: "istio-system".into(),
             metrics: ControlMetrics::default(),
             log: ControlLog::default(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postern_config::wire::v1;
+use postern_config::wire::v1::enroll_request::Credential as Sent;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -13,9 +14,10 @@ use super::Plane;
 use super::callers::{Caller, Reached};
 use super::stubs::control_server::Control;
 use super::watch;
+use crate::attest::Credential;
 use crate::clock::now_ms;
 use crate::jwt::{JwtRefusal, Wish};
-use crate::registry::{Attempt, Issued, Refusal};
+use crate::registry::{Attempt, Issued, Proof, Refusal};
 
 /// The calls, for one connection.
 #[derive(Debug)]
@@ -41,8 +43,7 @@ impl Control for ControlService {
         let caller = caller(&request)?;
         let message = request.get_ref();
         let attempt = Attempt {
-            token_id: &message.token_id,
-            secret: &message.token_secret,
+            proof_of_identity: proof_of_identity(message),
             csr: &message.csr,
             nonce: &message.nonce,
             proof: &message.proof,
@@ -117,6 +118,15 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     request.extensions().get::<Caller>().cloned().ok_or_else(|| Status::internal("internal error"))
 }
 
+fn proof_of_identity(message: &v1::EnrollRequest) -> Proof<'_> {
+    match &message.credential {
+        None => Proof::Token { id: &message.token_id, secret: &message.token_secret },
+        Some(Sent::KubernetesToken(token)) => Proof::Attested(Credential::Kubernetes(token)),
+        Some(Sent::OidcToken(token)) => Proof::Attested(Credential::Oidc(token)),
+        Some(Sent::X509(_)) => Proof::Attested(Credential::X509),
+    }
+}
+
 fn svid(issued: Issued) -> v1::Svid {
     v1::Svid { chain: issued.chain }
 }
@@ -126,13 +136,16 @@ fn status(refusal: Refusal) -> Status {
     match refusal {
         Refusal::Malformed(_) | Refusal::Csr(_) | Refusal::SameKey => Status::invalid_argument(message),
         Refusal::Token(_)
+        | Refusal::Credential(_)
+        | Refusal::NotAdmitted(_)
+        | Refusal::Bound
         | Refusal::Proof
         | Refusal::Superseded
         | Refusal::UnknownSerial
         | Refusal::Revoked => Status::permission_denied(message),
         Refusal::TooMany => Status::resource_exhausted(message),
         // Unavailable, not Internal: the proxy shall come back, and the cause stands in our log.
-        Refusal::Store(_) | Refusal::Ca(_) => Status::unavailable(message),
+        Refusal::Store(_) | Refusal::Ca(_) | Refusal::Unavailable(_) => Status::unavailable(message),
     }
 }
 

@@ -1,14 +1,17 @@
-//! Redeeming a join token: sizes, secret, request, proof, then one transaction that spends the token and issues.
+//! Enrolling: sizes, credential, request, proof, then one transaction that spends the credential and issues. Here with a join
+//! token; [`super::attested`] has the other kinds.
 
 use std::net::IpAddr;
 
 use postern_config::enroll::{EXPORTER_LEN, NONCE_LEN, proof_message};
 
 use super::{Issued, Refusal, Registry, TokenFault, is_worth_a_retry, issued_entry};
+use crate::attest::Credential;
 use crate::clock::now_ms;
 use crate::digest::sha256;
+use crate::issue::Leaf;
 use crate::issue::csr::Csr;
-use crate::store::{Lineage, Token};
+use crate::store::{Change, Lineage, Subject, Token};
 
 /// The longest name that a proxy may give itself, in bytes.
 const MAX_INSTANCE: usize = 128;
@@ -16,10 +19,8 @@ const MAX_INSTANCE: usize = 128;
 /// One attempt to enroll, as it came over one TLS connection.
 #[derive(Clone, Copy)]
 pub struct Attempt<'a> {
-    /// The token's public name.
-    pub token_id: &'a str,
-    /// The token's secret, 32 bytes.
-    pub secret: &'a [u8],
+    /// What proves the identity.
+    pub proof_of_identity: Proof<'a>,
     /// PKCS#10, DER.
     pub csr: &'a [u8],
     /// Fresh bytes of the caller's.
@@ -36,33 +37,60 @@ pub struct Attempt<'a> {
     pub remote: IpAddr,
 }
 
+/// What proves the identity.
+#[derive(Clone, Copy)]
+pub enum Proof<'a> {
+    /// A join token.
+    Token {
+        /// Its public name.
+        id: &'a str,
+        /// Its secret, 32 bytes.
+        secret: &'a [u8],
+    },
+    /// What a platform says.
+    Attested(Credential<'a>),
+}
+
 impl Registry {
-    /// Redeems a join token. A second attempt with the same key gets the same certificate, with another key nothing.
+    /// Redeems a credential. A second attempt with the same key gets the same certificate, with another key nothing.
     pub async fn enroll(&self, attempt: Attempt<'_>) -> Result<Issued, Refusal> {
+        let subject: String = match attempt.proof_of_identity {
+            Proof::Token { id, .. } => id.chars().take(64).collect(),
+            Proof::Attested(credential) => credential.kind().to_owned(),
+        };
         let mut result = self.try_enroll(attempt).await;
         if is_worth_a_retry(&result) {
             result = self.try_enroll(attempt).await;
         }
-        let token: String = attempt.token_id.chars().take(64).collect();
-        self.settle("enroll", &attempt.remote.to_string(), &token, &result).await;
+        self.settle("enroll", &attempt.remote.to_string(), &subject, &result).await;
         result
     }
 
     async fn try_enroll(&self, attempt: Attempt<'_>) -> Result<Issued, Refusal> {
+        match attempt.proof_of_identity {
+            Proof::Token { id, secret } => self.enroll_by_token(attempt, id, secret).await,
+            Proof::Attested(credential) => self.enroll_attested(attempt, credential).await,
+        }
+    }
+
+    async fn enroll_by_token(
+        &self,
+        attempt: Attempt<'_>,
+        id: &str,
+        secret: &[u8],
+    ) -> Result<Issued, Refusal> {
+        check_token_shape(id, secret)?;
         check_shape(attempt)?;
         // The secret comes first: without it a caller costs one indexed read and one hash.
-        let token = self.store.token(attempt.token_id).await?.ok_or(Refusal::Token(TokenFault::Unknown))?;
-        check_secret(&token, attempt.secret)?;
+        let token = self.store.token(id).await?.ok_or(Refusal::Token(TokenFault::Unknown))?;
+        check_secret(&token, secret)?;
         if !self.limits.attempt(&token.id, now_ms()) {
             return Err(Refusal::TooMany);
         }
         if token.cidr.is_some_and(|cidr| !cidr.contains(&attempt.remote.to_canonical())) {
             return Err(Refusal::Token(TokenFault::Address));
         }
-        let csr = Csr::parse(attempt.csr)?;
-        if !csr.key.verify(&proof_message(&attempt.exporter, attempt.nonce, attempt.csr), attempt.proof) {
-            return Err(Refusal::Proof);
-        }
+        let csr = proven_request(attempt)?;
         csr.check(&token.spiffe_id)?;
         self.redeem(attempt, token, &csr).await
     }
@@ -96,11 +124,7 @@ impl Registry {
             let earlier = earlier.ok_or(Refusal::Token(TokenFault::Used))?;
             return Ok(Issued { chain: vec![earlier.leaf, earlier.issuer], repeated: true });
         }
-        // The lineage's row comes first, since the certificate refers to it.
-        change.add_lineage(&lineage, now_ms()).await?;
-        let (leaf, issued) = self.sign(&mut change, &lineage, subject, &csr.key, attempt.ttl_ms).await?;
-        lineage.current_serial.clone_from(&leaf.serial);
-        change.set_serials(&lineage.id, &leaf.serial, None, now_ms()).await?;
+        let (leaf, issued) = self.begin(&mut change, &mut lineage, subject, csr, attempt.ttl_ms).await?;
         let entry =
             issued_entry(&attempt.remote.to_string(), "enroll", &lineage, &leaf).about_token(&token.id);
         entry.append(&mut change).await?;
@@ -108,16 +132,46 @@ impl Registry {
         entry.log();
         Ok(issued)
     }
+
+    /// Records a lineage and signs its first certificate; the caller commits.
+    pub(super) async fn begin(
+        &self,
+        change: &mut Change,
+        lineage: &mut Lineage,
+        subject: Subject,
+        csr: &Csr,
+        ttl_ms: u64,
+    ) -> Result<(Leaf, Issued), Refusal> {
+        // The lineage's row comes first, since the certificate refers to it.
+        change.add_lineage(lineage, now_ms()).await?;
+        let (leaf, issued) = self.sign(change, lineage, subject, &csr.key, ttl_ms).await?;
+        lineage.current_serial.clone_from(&leaf.serial);
+        change.set_serials(&lineage.id, &leaf.serial, None, now_ms()).await?;
+        Ok((leaf, issued))
+    }
 }
 
-fn check_shape(attempt: Attempt<'_>) -> Result<(), Refusal> {
-    let id = attempt.token_id;
+/// The request, whose key has signed this very connection.
+pub(super) fn proven_request(attempt: Attempt<'_>) -> Result<Csr, Refusal> {
+    let csr = Csr::parse(attempt.csr)?;
+    match csr.key.verify(&proof_message(&attempt.exporter, attempt.nonce, attempt.csr), attempt.proof) {
+        true => Ok(csr),
+        false => Err(Refusal::Proof),
+    }
+}
+
+fn check_token_shape(id: &str, secret: &[u8]) -> Result<(), Refusal> {
     if id.is_empty() || id.len() > 64 || !id.bytes().all(|b| b.is_ascii_alphanumeric()) {
         return Err(Refusal::Malformed("token_id"));
     }
-    if attempt.secret.len() != 32 {
+    if secret.len() != 32 {
         return Err(Refusal::Malformed("token_secret"));
     }
+    Ok(())
+}
+
+/// What is asked of every attempt, whatever its credential.
+pub(super) fn check_shape(attempt: Attempt<'_>) -> Result<(), Refusal> {
     if !NONCE_LEN.contains(&attempt.nonce.len()) {
         return Err(Refusal::Malformed("nonce"));
     }

@@ -17,6 +17,7 @@ use postern_config::enroll::{EXPORTER_LABEL, JoinString, Pin, proof_message};
 use postern_config::revocation::Revocations;
 use postern_config::svid::{self, Algorithms, Peer, Role};
 use postern_config::wire::v1;
+use postern_config::wire::v1::enroll_request::Credential;
 use postern_control::api::stubs::control_client::ControlClient;
 use postern_control::digest::sha256;
 use rcgen::{CertificateParams, KeyPair, SigningKey as _};
@@ -50,7 +51,10 @@ impl Control {
         let dir = Arc::new(tempfile::tempdir().unwrap());
         let path = dir.path().join("control.yaml");
         std::fs::write(&path, yaml).unwrap();
-        Self::start_in(dir, &["--trust-domain", TD, "--config", path.to_str().unwrap()])
+        Self::start_in(
+            dir,
+            &["--trust-domain", TD, "--config", path.to_str().unwrap(), "--log-level", "debug"],
+        )
     }
 
     /// Starts over what an earlier process left.
@@ -61,6 +65,16 @@ impl Control {
         Self::start_in(dir, &[])
     }
 
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+
+    /// The root's pin, as it is printed at the start.
+    pub(crate) fn pin(&self) -> Pin {
+        self.ready["root"].as_str().unwrap().parse().unwrap()
+    }
+
     pub(crate) fn start_in(dir: Arc<tempfile::TempDir>, more: &[&str]) -> Self {
         let command = serve(dir.path(), more);
         Self::spawn(dir, command)
@@ -68,7 +82,8 @@ impl Control {
 
     /// Starts what [`serve`] made of `dir`, with whatever was added to it.
     pub(crate) fn spawn(dir: Arc<tempfile::TempDir>, mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let log = std::fs::File::options().create(true).append(true).open(dir.path().join("log")).unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let ready: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no ready line: {line:?}"));
@@ -235,7 +250,17 @@ impl Connection {
             proof,
             ttl_ms: 0,
             instance: "test".into(),
+            credential: None,
         }
+    }
+
+    /// A complete request to enroll by another credential.
+    pub(crate) fn attested(&self, credential: Credential, keys: &Keys) -> v1::EnrollRequest {
+        let nonce = b"0123456789abcdef".to_vec();
+        let proof = keys.key.sign(&proof_message(&self.exporter, &nonce, &keys.csr)).unwrap();
+        let credential = Some(credential);
+        let csr = keys.csr.clone();
+        v1::EnrollRequest { csr, nonce, proof, credential, instance: "test".into(), ..Default::default() }
     }
 
     pub(crate) async fn enroll(

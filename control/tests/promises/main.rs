@@ -7,6 +7,7 @@
     reason = "a helper that fails fails its test"
 )]
 
+mod attestation;
 mod callers;
 mod certificates;
 mod crash;
@@ -15,6 +16,7 @@ mod harness;
 mod jwt;
 mod keys;
 mod operators;
+mod platform;
 mod policies;
 mod public;
 mod renewal;

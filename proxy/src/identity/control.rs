@@ -124,6 +124,7 @@ pub(super) async fn enroll(
         proof,
         ttl_ms,
         instance,
+        credential: None,
     };
     let answer = call(client.enroll(message)).await?;
     let missing =

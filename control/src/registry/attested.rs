@@ -1,0 +1,86 @@
+//! Enrolling by what a platform says: proof, credential, rules, then one transaction that binds the key and issues.
+
+use serde_json::json;
+
+use super::enroll::{Attempt, check_shape, proven_request};
+use super::{Issued, Refusal, Registry, issued_entry};
+use crate::attest::{self, Admission, Attested, Credential};
+use crate::audit::Entry;
+use crate::clock::now_ms;
+use crate::issue::csr::Csr;
+use crate::store::{Binding, Bound, Change, Lineage};
+
+impl Registry {
+    pub(super) async fn enroll_attested(
+        &self,
+        attempt: Attempt<'_>,
+        credential: Credential<'_>,
+    ) -> Result<Issued, Refusal> {
+        check_shape(attempt)?;
+        // The proof comes first: it costs one signature, and nobody else is asked for who has no key of this connection.
+        let csr = proven_request(attempt)?;
+        let (attested, rules) = self.attestors.attest(credential, attempt.remote, now_ms()).await?;
+        let admission = attest::admit(rules, &attested)?;
+        csr.check(&admission.spiffe_id)?;
+        self.admit(attempt, &attested, admission, &csr).await
+    }
+
+    async fn admit(
+        &self,
+        attempt: Attempt<'_>,
+        attested: &Attested,
+        admission: Admission,
+        csr: &Csr,
+    ) -> Result<Issued, Refusal> {
+        let key = csr.key.hash();
+        let mut lineage = Lineage {
+            id: ulid::Ulid::new().to_string(),
+            spiffe_id: admission.spiffe_id,
+            labels: admission.labels,
+            instance: attempt.instance.to_owned(),
+            max_ttl_ms: admission.max_ttl_ms,
+            current_serial: String::new(),
+            next_serial: None,
+            ended_at: None,
+        };
+        let actor = attempt.remote.to_string();
+        let mut change = self.store.change_rows().await?;
+        let subject = change.subject(&lineage.spiffe_id, now_ms()).await?;
+        if subject.is_banned {
+            return Err(Refusal::Revoked);
+        }
+        if let Some(name) = &attested.binding {
+            let not_after = attested.not_after.unwrap_or(i64::MAX / 1000).saturating_mul(1000);
+            let binding = Binding { name, spki: &key, lineage: &lineage.id, not_after };
+            match change.bind(binding, now_ms()).await? {
+                Bound::New { replaced: None } => {}
+                Bound::New { replaced: Some(earlier) } => {
+                    end(&mut change, &actor, &earlier, &lineage).await?
+                }
+                // The answer to this very key got lost: here it is again.
+                Bound::Same(lineage) => {
+                    let earlier = change.certificate_of_key(&lineage, &key).await?;
+                    let earlier = earlier.filter(|c| c.not_after > now_ms()).ok_or(Refusal::Bound)?;
+                    return Ok(Issued { chain: vec![earlier.leaf, earlier.issuer], repeated: true });
+                }
+                Bound::Taken => return Err(Refusal::Bound),
+            }
+        }
+        let (leaf, issued) = self.begin(&mut change, &mut lineage, subject, csr, attempt.ttl_ms).await?;
+        // What was attested beside the identity stays out of the record and of the log: claims may be personal.
+        let entry = issued_entry(&actor, "enroll", &lineage, &leaf)
+            .with("attested", json!({ "kind": attested.kind, "binding": attested.binding }));
+        entry.append(&mut change).await?;
+        change.commit().await?;
+        entry.log();
+        Ok(issued)
+    }
+}
+
+/// One pod has one live key: what the earlier one began is not renewed any more.
+async fn end(change: &mut Change, actor: &str, earlier: &str, by: &Lineage) -> Result<(), Refusal> {
+    change.end_lineage(earlier, "superseded", now_ms()).await?;
+    let detail = json!({ "lineage": earlier, "replaced_by": by.id });
+    Entry::done(actor, "enroll again", by.spiffe_id.as_str(), detail).append(change).await?;
+    Ok(())
+}
