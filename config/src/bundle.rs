@@ -96,6 +96,11 @@ impl TrustBundle {
         Ok(bundle)
     }
 
+    /// A bundle without authorities: whoever has it believes nobody of that trust domain.
+    pub fn nobody(trust_domain: TrustDomain) -> Self {
+        Self::empty(trust_domain, 0, None)
+    }
+
     fn empty(trust_domain: TrustDomain, sequence: u64, refresh_hint: Option<u64>) -> Self {
         let (anchors, trust_anchors, jwt_keys) = (Vec::new(), Vec::new(), Vec::new());
         Self { trust_domain, sequence, refresh_hint, anchors, trust_anchors, jwt_keys }

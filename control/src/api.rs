@@ -11,6 +11,7 @@ use crate::telemetry::Metrics;
 
 pub mod admin;
 pub mod callers;
+pub mod federation;
 pub mod grpc;
 pub mod listen;
 pub mod model;
@@ -52,6 +53,8 @@ pub struct Plane {
     pub rotating: tokio::sync::Mutex<()>,
     /// Who is connected.
     pub proxies: Proxies,
+    /// The shortest pause between two fetches of one foreign bundle.
+    pub federation_floor: std::time::Duration,
     /// What is counted.
     pub metrics: Metrics,
     /// Tasks of open Watch streams.

@@ -10,6 +10,7 @@ mod audit;
 mod ca;
 mod client;
 mod demo;
+mod federation;
 mod identities;
 mod output;
 mod policy;
@@ -73,6 +74,9 @@ enum Command {
     /// Authorization policies
     #[command(subcommand)]
     Policy(policy::Command),
+    /// Other trust domains: whose bundles are fetched, and who gets them
+    #[command(subcommand)]
+    Federation(federation::Command),
     /// Show the state of the mesh in two lines
     Status(status::StatusCommand),
     /// Take back certificates or whole identities
@@ -144,6 +148,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
             Command::Identities(command) => command.run(common).await,
             Command::Service(command) => command.run(common).await,
             Command::Policy(command) => command.run(common).await,
+            Command::Federation(command) => command.run(common).await,
             Command::Status(command) => command.run(common).await,
             Command::Revoke(command) => command.run(common).await,
             Command::Ca(command) => command.run(common).await,

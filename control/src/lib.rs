@@ -31,6 +31,7 @@ pub mod ca;
 pub mod cli;
 pub mod clock;
 pub mod digest;
+pub mod federation;
 pub mod fetch;
 mod housekeeping;
 pub mod issue;
@@ -186,6 +187,7 @@ pub async fn run(
         proxies: publish::Proxies::default(),
         streams: TaskTracker::new(),
         advertise: config.advertise.clone().unwrap_or_else(|| advertised(bound)),
+        federation_floor: config.federation.min_interval.as_duration(),
         replica,
         store,
         ca,
@@ -217,6 +219,7 @@ pub async fn run(
     ));
     tasks.spawn(housekeeping::run(Arc::clone(&plane), shutdown.clone()));
     tasks.spawn(housekeeping::probe_keys(Arc::clone(&plane), shutdown.clone()));
+    tasks.spawn(federation::poll::run(Arc::clone(&plane), shutdown.clone()));
     tasks.spawn(housekeeping::follow(Arc::clone(&plane), shutdown.clone()));
     if let Some(probes) = probes {
         tasks.spawn(api::probes::serve(probes, Arc::clone(&plane), shutdown.clone()));

@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::ca::{Authorities, Ca, CaError};
 use crate::clock::now_ms;
+use crate::federation::{self, Delivered};
 use crate::revoke;
 use crate::store::{Store, StoreError};
 use crate::telemetry::Metrics;
@@ -48,6 +49,8 @@ pub struct World {
     pub revocations: Arc<Revocations>,
     revocation_message: v1::RevocationSet,
     bundle_message: v1::BundleSet,
+    /// Foreign bundles, which are not among those that callers are checked by.
+    foreign: Arc<[Delivered]>,
     policies: Vec<(AuthorizationPolicy, String)>,
     peers: Vec<(PeerAuthentication, String)>,
     services: v1::ServiceSet,
@@ -154,6 +157,7 @@ impl World {
             services.push(v1::Service { name: service.name, spiffe_id, endpoints });
         }
         let bundle_message = v1::BundleSet::from(&bundles);
+        let foreign = federation::delivered(store).await?;
         let services = v1::ServiceSet { services };
         let revocation_message = v1::RevocationSet::from(&revocations);
         let (bundles, revocations) = (Arc::new(bundles), Arc::new(revocations));
@@ -163,6 +167,7 @@ impl World {
             revocations,
             revocation_message,
             bundle_message,
+            foreign,
             policies,
             peers,
             services,
@@ -180,7 +185,7 @@ impl World {
         let policies = self.policies.iter().filter(|(p, _)| p.applies_to(id, labels, root_namespace));
         let peers = self.peers.iter().filter(|(p, _)| p.applies_to(id, labels, root_namespace));
         Sections {
-            bundles: self.bundle_message.clone(),
+            bundles: self.bundles_for(id),
             policies: v1::PolicySet {
                 documents: policies.map(|(_, json)| json.clone()).collect(),
                 peer_authentications: peers.map(|(_, json)| json.clone()).collect(),
@@ -189,6 +194,14 @@ impl World {
             revocations: self.revocation_message.clone(),
             services: self.services.clone(),
         }
+    }
+
+    /// The own bundle, and those foreign ones that are for this workload.
+    fn bundles_for(&self, id: &SpiffeId) -> v1::BundleSet {
+        let mut all = self.bundle_message.clone();
+        let foreign = self.foreign.iter().filter(|foreign| foreign.is_for(id));
+        all.bundles.extend(foreign.map(|foreign| v1::Bundle::from(&foreign.bundle)));
+        all
     }
 
     /// Whose identity the service's endpoints have to prove.

@@ -11,11 +11,13 @@ use crate::id::TrustDomain;
 use crate::service::is_host_port;
 
 pub mod attest;
+mod federation;
 mod jwt;
 pub mod keys;
 mod public;
 mod store;
 
+pub use federation::FederationConfig;
 pub use jwt::JwtConfig;
 pub use public::PublicConfig;
 pub use store::StoreConfig;
@@ -44,6 +46,8 @@ pub struct ControlConfig {
     pub public: PublicConfig,
     /// By what else than join tokens workloads may enroll.
     pub attest: attest::AttestConfig,
+    /// Other trust domains' bundles.
+    pub federation: FederationConfig,
     /// Policies of this namespace apply to every workload, as in Istio.
     pub root_namespace: String,
     /// Health and metrics over plain HTTP.
@@ -136,6 +140,7 @@ impl ControlConfig {
         self.store.check()?;
         self.jwt.check()?;
         self.public.check()?;
+        self.federation.check()?;
         let SvidConfig { ttl, min_ttl, max_ttl, .. } = self.svid;
         let wrong = |message: String| Err(YamlError::without_place(message));
         if let Some(advertise) = self.advertise.as_ref().filter(|a| !is_host_port(a)) {
@@ -169,6 +174,7 @@ impl Default for ControlConfig {
             store: StoreConfig::default(),
             jwt: JwtConfig::default(),
             public: PublicConfig::default(),
+            federation: FederationConfig::default(),
             svid: SvidConfig::default(),
             ca: CaConfig::default(),
             attest: attest::AttestConfig::default(),

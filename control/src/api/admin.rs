@@ -49,6 +49,7 @@ pub fn router(plane: Arc<Plane>) -> Router {
         .route("/v1/ca/rotate", post(rotate))
         .route("/v1/audit", get(audit))
         .fallback(|| async { Failed::new(StatusCode::NOT_FOUND, "not_found", "no such resource") })
+        .merge(super::federation::routes())
         .merge(super::revocations::routes())
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(plane)

@@ -258,3 +258,43 @@ pub struct Approved {
     /// Its name.
     pub replica: String,
 }
+
+/// A foreign trust domain.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FederationView {
+    /// Its name.
+    pub trust_domain: String,
+    /// Its bundle endpoint.
+    pub url: String,
+    /// `https_web` or `https_spiffe`.
+    pub profile: String,
+    /// The endpoint's identity, in the second profile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_id: Option<String>,
+    /// Who gets the bundle.
+    #[serde(rename = "for")]
+    pub members: Vec<String>,
+    /// Of the bundle that is held; absent before there is one.
+    pub sequence: Option<u64>,
+    /// How many X.509 authorities it holds.
+    pub authorities: u64,
+    /// How many keys for JWT-SVIDs.
+    pub jwt_keys: u64,
+    /// When it was fetched.
+    pub fetched_at: Option<String>,
+    /// When it is fetched next.
+    pub next_at: String,
+    /// Why the last attempt failed; empty if it did not.
+    pub error: String,
+}
+
+/// What fetching a bundle came to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Refreshed {
+    /// The trust domain as it stands now.
+    pub federation: FederationView,
+    /// Why nothing was fetched; empty if it was.
+    pub error: String,
+    /// The generation that carries it.
+    pub generation: u64,
+}

@@ -30,6 +30,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 pub(crate) const TD: &str = "corp.example";
+/// Another trust domain.
+pub(crate) const OTHER: &str = "other.example";
 /// Nothing in these tests takes this long unless it hangs.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
@@ -284,8 +286,8 @@ pub(crate) async fn enrolled(control: &Control, path: &str, more: &[&str]) -> (J
 
 /// Verifies a chain by the one root that has this pin, as both kinds of peer do.
 pub(crate) fn verify(chain: &[CertificateDer<'_>], root: CertificateDer<'static>, role: Role) -> Peer {
-    let bundle = TrustBundle::new(TD.parse().unwrap(), 1, [root]).unwrap();
-    let bundles: BundleSet = [bundle].into_iter().collect();
+    let bundle = |domain: &str| TrustBundle::new(domain.parse().unwrap(), 1, [root.clone()]).unwrap();
+    let bundles: BundleSet = [TD, OTHER].map(bundle).into_iter().collect();
     let signatures = aws_lc_rs::default_provider().signature_verification_algorithms.all;
     let algorithms = Algorithms { signatures, sha256 };
     svid::verify(chain, &bundles, &Revocations::default(), role, UnixTime::now(), algorithms).unwrap()
@@ -330,7 +332,7 @@ impl ServerCertVerifier for Pinned {
         }
         let chain = [leaf.clone(), more[0].clone()];
         let peer = verify(&chain, root.clone(), Role::Server);
-        assert_eq!(peer.id.as_str(), format!("spiffe://{TD}/postern/control"));
+        assert_eq!(peer.id, peer.id.trust_domain().control_plane());
         Ok(ServerCertVerified::assertion())
     }
 

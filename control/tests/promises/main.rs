@@ -12,6 +12,7 @@ mod callers;
 mod certificates;
 mod crash;
 mod enrollment;
+mod federation;
 mod harness;
 mod jwt;
 mod keys;
