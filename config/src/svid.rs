@@ -20,6 +20,7 @@ use crate::revocation::Revocations;
 mod anchor;
 mod describe;
 mod error;
+pub mod foreign;
 #[cfg(test)]
 mod tests;
 

@@ -59,6 +59,8 @@ pub struct Plane {
     pub metrics: Metrics,
     /// Tasks of open Watch streams.
     pub streams: tokio_util::task::TaskTracker,
+    /// The existing PKI whose client certificates may enroll.
+    pub pki: Option<Arc<crate::attest::Pki>>,
     /// How long after its end a certificate may still be renewed.
     pub grace: callers::Grace,
     /// The `host:port` that join strings carry.

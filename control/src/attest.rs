@@ -11,15 +11,18 @@ use postern_config::attest::{NotAdmitted, Rule, Selectors};
 use postern_config::file::control::attest::AttestConfig;
 use postern_config::id::{SpiffeId, TrustDomain};
 use postern_config::jwt::Reason;
+use postern_config::svid::foreign;
 
 use crate::fetch::{Fetcher, Trust, TrustError};
 
 mod jwks;
 mod kubernetes;
 mod oidc;
+mod x509;
 
 use kubernetes::Cluster;
 use oidc::Issuer;
+pub use x509::Pki;
 
 /// How far clocks may be apart; a token is taken for so long after its end, seconds.
 const LEEWAY: i64 = postern_config::jwt::verify::LEEWAY;
@@ -44,8 +47,8 @@ pub enum Credential<'a> {
     Kubernetes(&'a str),
     /// An OIDC token.
     Oidc(&'a str),
-    /// The connection's client certificate.
-    X509,
+    /// The connection's client certificate; `None` where it has none of the PKI that is believed.
+    X509(Option<&'a foreign::Certificate>),
 }
 
 impl Credential<'_> {
@@ -54,7 +57,7 @@ impl Credential<'_> {
         match self {
             Self::Kubernetes(_) => "kubernetes",
             Self::Oidc(_) => "oidc",
-            Self::X509 => "x509",
+            Self::X509(_) => "x509",
         }
     }
 }
@@ -68,6 +71,9 @@ pub enum Fault {
     /// The token itself.
     #[error("the token is not taken ({})", .0.as_str())]
     Token(Reason),
+    /// The connection has no client certificate of the PKI that is believed.
+    #[error("the connection has no client certificate of the PKI that is believed")]
+    NoCertificate,
     /// It lives for longer than it may.
     #[error("the token lives too long")]
     Life,
@@ -103,6 +109,7 @@ impl Fault {
             Self::Off => "attest_off",
             Self::Token(Reason::Expired) => "credential_expired",
             Self::Token(reason) => reason.as_str(),
+            Self::NoCertificate => "no_certificate",
             Self::Life => "token_life",
             Self::Claims(_) => "token_claims",
             Self::NotAuthenticated => "token_review",
@@ -120,6 +127,14 @@ pub enum AttestError {
     /// A rule gives an identity of somebody else.
     #[error("configuration{0}")]
     Config(#[from] postern_config::file::YamlError),
+    /// The roots of the PKI cannot be used.
+    #[error("attest.x509.roots: {}: {why}", path.display())]
+    Roots {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// Nobody can be asked.
     #[error("attest: {0}")]
     Trust(#[from] TrustError),
@@ -141,6 +156,7 @@ pub struct Admission {
 pub struct Attestors {
     clusters: Vec<Cluster>,
     issuers: Vec<Issuer>,
+    pki: Option<Arc<Pki>>,
 }
 
 impl Attestors {
@@ -150,7 +166,13 @@ impl Attestors {
         Ok(Self {
             clusters: config.kubernetes.iter().map(Cluster::new).collect::<Result<_, _>>()?,
             issuers: config.oidc.iter().map(Issuer::new).collect::<Result<_, _>>()?,
+            pki: config.x509.as_ref().map(Pki::new).transpose()?.map(Arc::new),
         })
+    }
+
+    /// The PKI whose client certificates are taken, for the TLS side.
+    pub fn pki(&self) -> Option<Arc<Pki>> {
+        self.pki.clone()
     }
 
     /// Judges a credential that came from `remote` at `now` (milliseconds since 1970), and says what it proves and which rules
@@ -164,7 +186,10 @@ impl Attestors {
         match credential {
             Credential::Kubernetes(token) => kubernetes::attest(&self.clusters, token, remote, now).await,
             Credential::Oidc(token) => oidc::attest(&self.issuers, token, now).await,
-            Credential::X509 => Err(Fault::Off),
+            Credential::X509(certificate) => match &self.pki {
+                Some(pki) => pki.attest(certificate),
+                None => Err(Fault::Off),
+            },
         }
     }
 }

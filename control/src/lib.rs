@@ -169,7 +169,7 @@ pub async fn run(
         registry: registry::Registry::new(
             store.clone(),
             Arc::clone(&ca),
-            attestors,
+            Arc::clone(&attestors),
             config.svid.clone(),
             metrics.clone(),
         ),
@@ -182,6 +182,7 @@ pub async fn run(
         )
         .await?,
         presented: Arc::new(Presented::new(&ca)?),
+        pki: attestors.pki(),
         grace: api::callers::Grace::new(&config.svid),
         rotating: tokio::sync::Mutex::default(),
         proxies: publish::Proxies::default(),
@@ -193,8 +194,12 @@ pub async fn run(
         ca,
         metrics,
     });
-    let tls =
-        api::tls::server_config(Arc::clone(&plane.presented), plane.publisher.subscribe(), plane.grace)?;
+    let tls = api::tls::server_config(
+        Arc::clone(&plane.presented),
+        plane.publisher.subscribe(),
+        plane.pki.clone(),
+        plane.grace,
+    )?;
     let public = Public::bind(&config.public, Arc::clone(&plane.presented)).await?;
     let socket = data.join(ADMIN_SOCKET);
     let operators = api::socket::bind(&socket)

@@ -105,6 +105,8 @@ pub enum Flaw {
     LeafKeyUsage,
     #[error("the leaf's extendedKeyUsage must hold both serverAuth and clientAuth  (X509-SVID §4.4)")]
     ExtendedKeyUsage,
+    #[error("the client certificate's extendedKeyUsage must hold clientAuth")]
+    NoClientAuth,
     #[error("the subject is empty, so the subjectAltName must be critical  (RFC 5280 §4.2.1.6)")]
     SanNotCritical,
     #[error("an RSA key has fewer than 2048 or more than 4096 bits")]

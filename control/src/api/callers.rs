@@ -9,6 +9,7 @@ use postern_config::file::Span;
 use postern_config::file::control::SvidConfig;
 use postern_config::id::TrustDomain;
 use postern_config::svid::Peer;
+use postern_config::svid::foreign::Certificate;
 use tonic::Status;
 
 /// The required caller of each method.
@@ -63,6 +64,8 @@ impl Grace {
 pub struct Caller {
     /// The proven identity, if a certificate was presented.
     pub peer: Option<Peer>,
+    /// What a certificate of an existing PKI proves, if such a one was presented. It is good for [`Required::Anonymous`] alone.
+    pub foreign: Option<Certificate>,
     /// This connection's exporter, which an enrollment has to sign.
     pub exporter: [u8; EXPORTER_LEN],
     /// Where the connection comes from.

@@ -43,7 +43,7 @@ impl Control for ControlService {
         let caller = caller(&request)?;
         let message = request.get_ref();
         let attempt = Attempt {
-            proof_of_identity: proof_of_identity(message),
+            proof_of_identity: proof_of_identity(message, &caller),
             csr: &message.csr,
             nonce: &message.nonce,
             proof: &message.proof,
@@ -118,12 +118,12 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     request.extensions().get::<Caller>().cloned().ok_or_else(|| Status::internal("internal error"))
 }
 
-fn proof_of_identity(message: &v1::EnrollRequest) -> Proof<'_> {
+fn proof_of_identity<'a>(message: &'a v1::EnrollRequest, caller: &'a Caller) -> Proof<'a> {
     match &message.credential {
         None => Proof::Token { id: &message.token_id, secret: &message.token_secret },
         Some(Sent::KubernetesToken(token)) => Proof::Attested(Credential::Kubernetes(token)),
         Some(Sent::OidcToken(token)) => Proof::Attested(Credential::Oidc(token)),
-        Some(Sent::X509(_)) => Proof::Attested(Credential::X509),
+        Some(Sent::X509(_)) => Proof::Attested(Credential::X509(caller.foreign.as_ref())),
     }
 }
 

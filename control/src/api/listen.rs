@@ -27,7 +27,7 @@ use super::Plane;
 use super::callers::{Caller, Reached, admit};
 use super::grpc::ControlService;
 use super::stubs::control_server::ControlServer;
-use super::tls;
+use super::tls::{self, Identified};
 use crate::clock::now_ms;
 
 /// Handshakes in progress. Each costs the CPU of one signature and may idle until its deadline.
@@ -130,14 +130,20 @@ async fn handshake(
         connection.export_keying_material(exporter, EXPORTER_LABEL, None).map_err(|_| Reason::Internal)?;
     // The handshake has verified this chain already; rustls keeps only that it did, and asking once more per connection
     // is cheaper than a verifier per connection.
-    let peer = match connection.peer_certificates() {
+    let identified = match connection.peer_certificates() {
         Some(chain) => {
             let world = plane.publisher.world();
-            Some(tls::verify(chain, &world, UnixTime::now(), plane.grace).map_err(|e| e.reason())?)
+            let pki = plane.pki.as_deref();
+            tls::identify(chain, &world, pki, UnixTime::now(), plane.grace).map_err(|e| e.reason())?
         }
-        None => None,
+        None => Identified::Nobody,
     };
-    Ok((stream, Caller { peer, exporter, remote }))
+    let (peer, foreign) = match identified {
+        Identified::Peer(peer) => (Some(*peer), None),
+        Identified::Foreign(certificate) => (None, Some(certificate)),
+        Identified::Nobody => (None, None),
+    };
+    Ok((stream, Caller { peer, foreign, exporter, remote }))
 }
 
 /// Serves one connection: until its peer leaves, its certificate ends, or the process does.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use postern_config::reason::Reason;
+use postern_config::svid::foreign::{self, Certificate};
 use postern_config::svid::{self, Algorithms, Peer, Role, VerifyError};
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -19,6 +20,7 @@ use rustls::{
 use tokio::sync::watch;
 
 use super::callers::Grace;
+use crate::attest::Pki;
 use crate::ca::{Authorities, Ca, CaError};
 use crate::clock::now_ms;
 use crate::issue;
@@ -108,10 +110,11 @@ fn provider() -> CryptoProvider {
 pub fn server_config(
     presented: Arc<Presented>,
     worlds: watch::Receiver<Arc<World>>,
+    pki: Option<Arc<Pki>>,
     grace: Grace,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::clone(&presented.provider);
-    let verifier = Arc::new(Callers { worlds, provider: Arc::clone(&provider), grace });
+    let verifier = Arc::new(Callers { worlds, pki, provider: Arc::clone(&provider), grace });
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
@@ -127,6 +130,7 @@ pub fn server_config(
 #[derive(Debug)]
 struct Callers {
     worlds: watch::Receiver<Arc<World>>,
+    pki: Option<Arc<Pki>>,
     provider: Arc<CryptoProvider>,
     grace: Grace,
 }
@@ -152,6 +156,32 @@ pub fn verify(
     }
 }
 
+/// Whom a chain speaks for.
+#[derive(Debug)]
+pub enum Identified {
+    /// A workload.
+    Peer(Box<Peer>),
+    /// Somebody whom an existing PKI knows: good for an enrollment, and for nothing else.
+    Foreign(Certificate),
+    /// There is no chain.
+    Nobody,
+}
+
+/// Who presented this chain. One that names a trust domain with a bundle here, or any while there is no other PKI, is a
+/// workload's or nobody's: no foreign root ever speaks for a name of the mesh.
+pub fn identify(
+    chain: &[CertificateDer<'_>],
+    world: &World,
+    pki: Option<&Pki>,
+    now: UnixTime,
+    grace: Grace,
+) -> Result<Identified, VerifyError> {
+    match pki.filter(|_| foreign::is_foreign(chain, &world.bundles)) {
+        Some(pki) => pki.verify(chain, now).map(Identified::Foreign),
+        None => verify(chain, world, now, grace).map(|peer| Identified::Peer(Box::new(peer))),
+    }
+}
+
 impl ClientCertVerifier for Callers {
     fn client_auth_mandatory(&self) -> bool {
         false // Enroll has no certificate yet; each method names its required caller.
@@ -169,7 +199,7 @@ impl ClientCertVerifier for Callers {
     ) -> Result<ClientCertVerified, rustls::Error> {
         let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).cloned().collect();
         let world = Arc::clone(&self.worlds.borrow());
-        match verify(&chain, &world, now, self.grace) {
+        match identify(&chain, &world, self.pki.as_deref(), now, self.grace) {
             Ok(_) => Ok(ClientCertVerified::assertion()),
             Err(error) => Err(as_alert(error).into()),
         }

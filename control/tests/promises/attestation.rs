@@ -9,6 +9,7 @@ use crate::harness::{Connection, Control, Keys, verify};
 
 mod kubernetes;
 mod oidc;
+mod x509;
 
 /// What every caller is told whose credential is not taken.
 const REFUSED: &str = "the credential is not taken; the control plane's audit record says why";

@@ -304,7 +304,10 @@ fn client_config(pin: Pin, svid: Option<&Svid>) -> Arc<ClientConfig> {
         None => builder.with_no_client_auth(),
         Some(svid) => {
             let key = PrivateKeyDer::Pkcs8(svid.key.clone_key());
-            builder.with_client_auth_cert(svid.chain.clone(), key).unwrap()
+            // Not `with_client_auth_cert`, which asks whether they belong together: a thief does not.
+            let key = aws_lc_rs::default_provider().key_provider.load_private_key(key).unwrap();
+            let certified = rustls::sign::CertifiedKey::new(svid.chain.clone(), key);
+            builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified)))
         }
     };
     config.alpn_protocols = vec![b"h2".to_vec()];

@@ -1,0 +1,52 @@
+//! Client certificates of an existing PKI: the connection's handshake is the proof that the caller holds the key.
+
+use postern_config::attest::Rule;
+use postern_config::file::control::attest::X509;
+use postern_config::svid::foreign::{self, Certificate, Roots};
+use postern_config::svid::{Algorithms, VerifyError};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, UnixTime};
+
+use super::{AttestError, Attested, Fault};
+use crate::digest::sha256;
+
+/// A PKI whose client certificates are taken.
+#[derive(Debug)]
+pub struct Pki {
+    roots: Roots,
+    rules: Vec<Rule>,
+}
+
+impl Pki {
+    pub(super) fn new(config: &X509) -> Result<Self, AttestError> {
+        let wrong = |why: String| AttestError::Roots { path: config.roots.clone(), why };
+        let certificates =
+            CertificateDer::pem_file_iter(&config.roots).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let roots =
+            Roots::new(certificates.map_err(|e| wrong(e.to_string()))?).map_err(|e| wrong(e.to_string()))?;
+        match roots.is_empty() {
+            true => Err(wrong("it holds no certificate".to_owned())),
+            false => Ok(Self { roots, rules: config.rules.clone() }),
+        }
+    }
+
+    /// Verifies a chain that was presented in a handshake.
+    pub fn verify(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<Certificate, VerifyError> {
+        let signatures = aws_lc_rs::default_provider().signature_verification_algorithms.all;
+        foreign::verify(chain, &self.roots, now, Algorithms { signatures, sha256 })
+    }
+
+    /// What the connection's certificate proves. The same machine may enroll again with another key whenever it likes: the
+    /// key that proves it is its own, not a bearer's.
+    pub(super) fn attest(&self, certificate: Option<&Certificate>) -> Result<(Attested, &[Rule]), Fault> {
+        let certificate = certificate.ok_or(Fault::NoCertificate)?;
+        let attested = Attested {
+            kind: "x509",
+            selectors: certificate.selectors.clone(),
+            binding: None,
+            not_after: Some(certificate.not_after),
+        };
+        Ok((attested, &self.rules))
+    }
+}
