@@ -19,7 +19,7 @@ use crate::clock::now_ms;
 use crate::digest::{hex, serial_hex};
 use crate::issue::csr::{Csr, CsrError, SubjectKey};
 use crate::issue::{self, Leaf};
-use crate::limits::Limits;
+use crate::limits::{Limits, Line};
 use crate::store::{Certificate, Change, Lineage, Store, StoreError, Subject};
 use crate::telemetry::Metrics;
 
@@ -29,6 +29,13 @@ mod tokens;
 
 pub use enroll::{Attempt, Proof};
 pub use tokens::{NewToken, TokenError};
+
+/// Issued at a time. The store writes one after the other; a few more are prepared meanwhile.
+const ISSUING: usize = 32;
+/// Those that wait for their turn: every proxy of a large mesh at once.
+const WAITING: usize = 16 * 1024;
+/// How long they wait; the callers wait for ten seconds.
+const PATIENCE: Duration = Duration::from_secs(9);
 
 /// Why no certificate is issued.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +79,9 @@ pub enum Refusal {
     /// Too many attempts with one token, or renewals of one lineage.
     #[error("too many requests of this enrollment; try again later")]
     TooMany,
+    /// So many are waiting for certificates that this one's turn did not come in time.
+    #[error("too many callers are waiting for certificates; try again")]
+    Busy,
     /// A fault on this side.
     #[error("internal error")]
     Store(#[from] StoreError),
@@ -130,6 +140,7 @@ impl Refusal {
             Self::Revoked => "revoked",
             Self::SameKey => "same_key",
             Self::TooMany => "too_many",
+            Self::Busy => "busy",
             Self::Ca(CaError::Key(error)) => error.reason(),
             Self::Store(_) | Self::Ca(_) => "internal",
         }
@@ -153,6 +164,7 @@ pub struct Registry {
     attestors: Arc<Attestors>,
     terms: SvidConfig,
     limits: Limits,
+    line: Line,
     metrics: Metrics,
 }
 
@@ -165,7 +177,8 @@ impl Registry {
         terms: SvidConfig,
         metrics: Metrics,
     ) -> Self {
-        Self { store, ca, attestors, terms, limits: Limits::new(now_ms()), metrics }
+        let (limits, line) = (Limits::new(now_ms()), Line::new(ISSUING, WAITING, PATIENCE));
+        Self { store, ca, attestors, terms, limits, line, metrics }
     }
 
     /// Issues the next certificate of the caller's lineage. Idempotent by the request's key.
@@ -200,6 +213,7 @@ impl Registry {
         let csr = Csr::parse(csr)?;
         csr.check(&peer.id)?;
         let serial = serial_hex(&peer.serial);
+        let _turn = self.line.turn().await.ok_or(Refusal::Busy)?;
         let mut change = self.store.change_rows().await?;
         let subject = change.subject(&peer.id, now_ms()).await?;
         let lineage = lineage_of(&mut change, peer, &serial).await?;

@@ -143,7 +143,7 @@ fn status(refusal: Refusal) -> Status {
         | Refusal::Superseded
         | Refusal::UnknownSerial
         | Refusal::Revoked => Status::permission_denied(message),
-        Refusal::TooMany => Status::resource_exhausted(message),
+        Refusal::TooMany | Refusal::Busy => Status::resource_exhausted(message),
         // Unavailable, not Internal: the proxy shall come back, and the cause stands in our log.
         Refusal::Store(_) | Refusal::Ca(_) | Refusal::Unavailable(_) => Status::unavailable(message),
     }

@@ -29,11 +29,16 @@ use super::grpc::ControlService;
 use super::stubs::control_server::ControlServer;
 use super::tls::{self, Identified};
 use crate::clock::now_ms;
+use crate::limits::Line;
 
 /// Handshakes in progress. Each costs the CPU of one signature and may idle until its deadline.
 const HANDSHAKES: usize = 256;
 /// Connections without a certificate: each one is an enrollment, done in milliseconds.
 const ANONYMOUS: usize = 256;
+/// Those that wait for their turn: a whole company that starts at once is served in order. Each costs its TLS state.
+const ANONYMOUS_WAITING: usize = 4096;
+/// How long they wait: a proxy gives its answer ten seconds from here.
+const ANONYMOUS_PATIENCE: Duration = Duration::from_secs(9);
 /// Connections of workloads: a proxy holds one or two.
 const WORKLOADS: usize = 16 * 1024;
 /// How long a handshake may take.
@@ -51,8 +56,8 @@ const GRACE: Duration = Duration::from_secs(3);
 
 struct Limits {
     handshakes: Arc<Semaphore>,
-    anonymous: Arc<Semaphore>,
-    workloads: Arc<Semaphore>,
+    anonymous: Line,
+    workloads: Semaphore,
 }
 
 /// Serves proxies until `shutdown`.
@@ -65,8 +70,8 @@ pub async fn serve(
     let acceptor = TlsAcceptor::from(config);
     let limits = Arc::new(Limits {
         handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
-        anonymous: Arc::new(Semaphore::new(ANONYMOUS)),
-        workloads: Arc::new(Semaphore::new(WORKLOADS)),
+        anonymous: Line::new(ANONYMOUS, ANONYMOUS_WAITING, ANONYMOUS_PATIENCE),
+        workloads: Semaphore::new(WORKLOADS),
     });
     let tasks = TaskTracker::new();
     loop {
@@ -154,8 +159,11 @@ async fn connection(
     limits: &Limits,
     shutdown: CancellationToken,
 ) {
-    let permits = if caller.peer.is_some() { &limits.workloads } else { &limits.anonymous };
-    let Ok(_permit) = Arc::clone(permits).try_acquire_owned() else {
+    let permit = match caller.peer {
+        Some(_) => limits.workloads.try_acquire().ok(),
+        None => limits.anonymous.turn().await,
+    };
+    let Some(_permit) = permit else {
         plane.metrics.refused("connect", Reason::Overload.as_str());
         return;
     };
