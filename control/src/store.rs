@@ -51,6 +51,17 @@ pub enum StoreError {
     /// The file could not be created.
     #[error("{0}")]
     File(#[from] std::io::Error),
+    /// The file is torn.
+    #[error(
+        "{} is damaged ({why}); nothing was written to it: put a backup in its place, with the control plane stopped",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// It does not answer in time.
     #[error("the store at {0} does not answer; nothing was written")]
     Unreachable(String),
@@ -158,12 +169,19 @@ impl Store {
 }
 
 impl Change {
-    /// Makes the change durable; when this returns, it survives a crash.
+    /// Makes the change durable; when this returns, it survives a crash. A sync that fails ends the process.
     pub async fn commit(mut self) -> Result<(), StoreError> {
         if self.is_news {
             self.engine.tell(&mut self.tx).await?;
         }
-        Ok(self.tx.commit().await?)
+        let done = self.tx.commit().await;
+        if let Err(error) = &done
+            && engine::is_lost_sync(error)
+        {
+            tracing::error!(%error, "a sync failed, and nobody knows what the disk holds: ending; the next start reads it anew");
+            std::process::exit(1);
+        }
+        Ok(done?)
     }
 
     /// Writes a fact that has no value yet.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::migrate::Migrator;
-use sqlx::{Any, Executor as _};
+use sqlx::{Any, AnyConnection, Connection as _, Executor as _, Row as _};
 
 use super::{Location, Store, StoreError};
 
@@ -52,7 +52,9 @@ pub(super) async fn open(location: &Location) -> Result<Store, StoreError> {
     let (engine, url) = match location {
         Location::File(path) => {
             create_private(path)?;
-            (Engine::Sqlite, format!("sqlite://{}?mode=rw", percent_encode(path)))
+            let url = format!("sqlite://{}?mode=rw", percent_encode(path));
+            examine(&url, path).await?;
+            (Engine::Sqlite, url)
         }
         Location::Server { url, password_file } => {
             let url = with_password(url, password_file.as_deref())?;
@@ -155,7 +157,47 @@ impl Engine {
                     Ok(())
                 })
             })
+            .after_release(|connection, _| {
+                Box::pin(async move {
+                    // A full disk makes SQLite roll back by itself; the library's own rollback then fails, and it would take
+                    // every later change on this connection for one within the first.
+                    connection.ping().await?;
+                    Ok(!connection.is_in_transaction())
+                })
+            })
     }
+}
+
+/// Refuses a torn file before anything is written to it; a pool would try to open it for half a minute and say that it timed out.
+async fn examine(url: &str, path: &Path) -> Result<(), StoreError> {
+    let damaged = |why: String| StoreError::Damaged { path: path.to_owned(), why };
+    let judged = async {
+        let mut connection = AnyConnection::connect(url).await?;
+        let row = sqlx::query("PRAGMA quick_check(1)").fetch_one(&mut connection).await?;
+        let verdict: String = row.try_get(0)?;
+        connection.close().await?;
+        Ok::<_, sqlx::Error>(verdict)
+    };
+    match judged.await {
+        Ok(verdict) if verdict == "ok" => Ok(()),
+        Ok(verdict) => Err(damaged(verdict)),
+        // SQLITE_CORRUPT and SQLITE_NOTADB, with their extended codes.
+        Err(sqlx::Error::Database(error)) if primary_code(&*error).is_some_and(|c| matches!(c, 11 | 26)) => {
+            Err(damaged(error.message().to_owned()))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether SQLite could not make sure that something is on disk. What the disk holds then nobody knows, and the kernel says so
+/// only once: the next sync would succeed without having written anything.
+pub(super) fn is_lost_sync(error: &sqlx::Error) -> bool {
+    const SYNCS: [&str; 2] = ["1034", "1290"]; // SQLITE_IOERR_FSYNC, SQLITE_IOERR_DIR_FSYNC
+    matches!(error, sqlx::Error::Database(error) if error.code().is_some_and(|code| SYNCS.contains(&&*code)))
+}
+
+fn primary_code(error: &dyn sqlx::error::DatabaseError) -> Option<u32> {
+    error.code()?.parse::<u32>().ok().map(|code| code & 0xff)
 }
 
 /// SQLite gives its `-wal` and `-shm` files the mode of the database, so one file created well is enough.

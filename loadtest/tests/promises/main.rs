@@ -30,6 +30,7 @@ mod replicas;
 mod resilience;
 mod roll;
 mod rotation;
+mod storage;
 mod support;
 mod takeover;
 mod telemetry;
