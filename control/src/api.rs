@@ -14,6 +14,7 @@ pub mod callers;
 pub mod federation;
 pub mod grpc;
 pub mod listen;
+pub mod lists;
 pub mod model;
 pub mod probes;
 pub mod public;

@@ -26,13 +26,14 @@ pub mod keys;
 mod places;
 mod profile;
 mod requests;
+pub mod revocation;
 mod root;
 
 pub use authorities::{Authorities, Root};
 use files::KeyFileError;
 use keys::{Key, KeyError};
 use places::Places;
-pub(crate) use profile::{serial, set_validity};
+pub(crate) use profile::{key_id, serial, set_validity};
 use requests::Asking;
 
 /// Why there is no CA.
@@ -101,8 +102,19 @@ pub struct Issuing {
     pub not_before: i64,
     /// Seconds since 1970.
     pub not_after: i64,
+    /// Where its revocation list and its OCSP responder are, for the certificates that it signs.
+    pub published: Option<Published>,
     /// Signs with its key.
     pub signer: Issuer<'static, Key>,
+}
+
+/// Where others learn what a CA has taken back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// `http://host:port`, without a slash at its end.
+    pub url: String,
+    /// How many lists its certificates are spread over.
+    pub shards: u16,
 }
 
 /// The trust domain's CA, as this replica has it.
@@ -127,7 +139,7 @@ impl Ca {
         waiting: impl FnMut(&str),
     ) -> Result<Self, CaError> {
         files::private_directory(dir)?;
-        let places = Places::new(dir, &config.ca);
+        let places = Places::new(dir, config);
         let now = now_ms() / 1000;
         let terms = Terms::new(config);
         let authorities = root::ensure(&places, trust_domain, &terms, store, now).await?;
@@ -204,6 +216,21 @@ impl Ca {
         Ok(true)
     }
 
+    /// The issuing CAs whose certificates may still be valid and whose keys are here: the one that signs now, then those of
+    /// before. Without published lists nobody needs the latter, and they are not kept.
+    pub fn issuers(&self, now: i64) -> Result<Vec<Arc<Issuing>>, CaError> {
+        let mut all = vec![self.issuing.load_full()];
+        all.extend(self.places.retired(now)?.into_iter().map(Arc::new));
+        Ok(all)
+    }
+
+    /// The active root's certificate, and its key if that is here.
+    pub fn root_signer(&self) -> Result<(CertificateDer<'static>, Option<Key>), CaError> {
+        let authorities = self.authorities.load();
+        let root = authorities.active();
+        Ok((root.certificate.clone(), root::key_of(&self.places, root)?))
+    }
+
     /// Asks the places of the keys whether they could sign: the issuing CA's, and the root's where that is here. Blocks.
     pub fn probe_keys(&self) -> [(&'static str, Result<(), KeyError>); 2] {
         let issuing = self.issuing.load().signer.key().probe();
@@ -263,7 +290,7 @@ const ISSUING_CERTIFICATE: &str = "issuing.pem";
 fn stored_issuing(places: &Places) -> Result<Option<Issuing>, CaError> {
     let Ok(certificate) = read_certificate(&places.dir.join(ISSUING_CERTIFICATE)) else { return Ok(None) };
     let Some(key) = places.issuing_key(&certificate)? else { return Ok(None) };
-    Ok(issuing_from(certificate, key).ok())
+    Ok(issuing_from(certificate, key).ok().map(|issuing| places.publish(issuing)))
 }
 
 fn issuing_from(certificate: CertificateDer<'static>, key: Key) -> Result<Issuing, CaError> {
@@ -278,7 +305,7 @@ fn issuing_from(certificate: CertificateDer<'static>, key: Key) -> Result<Issuin
     let (not_before, not_after) =
         (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
     let signer = Issuer::from_ca_cert_der(&certificate, key)?;
-    Ok(Issuing { key_id, issuer_id, name, not_before, not_after, signer, certificate })
+    Ok(Issuing { key_id, issuer_id, name, not_before, not_after, published: None, signer, certificate })
 }
 
 fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, CaError> {
@@ -316,7 +343,7 @@ fn authority_key_id(certificate: &X509Certificate<'_>) -> Option<Vec<u8>> {
     })
 }
 
-fn secs(span: Duration) -> i64 {
+pub(crate) fn secs(span: Duration) -> i64 {
     i64::try_from(span.as_secs()).unwrap_or(i64::MAX)
 }
 

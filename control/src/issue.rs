@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use postern_config::id::SpiffeId;
 use rcgen::{
-    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose, PublicKeyData,
-    SanType,
+    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyUsagePurpose,
+    PublicKeyData, SanType,
 };
 
-use crate::ca::{CaError, Issuing, serial, set_validity};
+use crate::ca::{CaError, Issuing, key_id, revocation, serial, set_validity};
 use crate::digest::serial_hex;
 
 pub mod csr;
@@ -63,8 +63,12 @@ pub fn sign(
     params.extended_key_usages =
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
+    params.key_identifier_method = KeyIdMethod::PreSpecified(key_id(key));
     params.serial_number = Some(serial.clone());
     set_validity(&mut params, (not_before, not_after));
+    if let Some(published) = &issuing.published {
+        revocation::point_to(&mut params, published, &issuing.key_id, &serial);
+    }
     let certificate = params.signed_by(key, &issuing.signer).map_err(|e| issuing.signer.key().failed(e))?;
     Ok(Leaf {
         der: certificate.der().to_vec(),

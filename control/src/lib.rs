@@ -126,6 +126,8 @@ pub struct Ready {
     pub advertise: String,
     /// Where probes are served, as bound.
     pub metrics: Option<SocketAddr>,
+    /// Where revocation lists and OCSP are served, as bound.
+    pub lists: Option<SocketAddr>,
     /// The public port, as bound.
     pub public: Option<SocketAddr>,
     /// The operators' socket.
@@ -200,6 +202,7 @@ pub async fn run(
         plane.pki.clone(),
         plane.grace,
     )?;
+    let lists = api::lists::Door::bind(&config.revocation).await?;
     let public = Public::bind(&config.public, Arc::clone(&plane.presented)).await?;
     let socket = data.join(ADMIN_SOCKET);
     let operators = api::socket::bind(&socket)
@@ -211,6 +214,7 @@ pub async fn run(
         listen: bound,
         advertise: plane.advertise.clone(),
         metrics: probes.as_ref().and_then(|p| p.local_addr().ok()),
+        lists: lists.as_ref().and_then(api::lists::Door::address),
         public: public.as_ref().and_then(Public::address),
         admin: socket.clone(),
     };
@@ -228,6 +232,9 @@ pub async fn run(
     tasks.spawn(housekeeping::follow(Arc::clone(&plane), shutdown.clone()));
     if let Some(probes) = probes {
         tasks.spawn(api::probes::serve(probes, Arc::clone(&plane), shutdown.clone()));
+    }
+    if let Some(lists) = lists {
+        tasks.spawn(lists.serve(Arc::clone(&plane), shutdown.clone()));
     }
     if let Some(public) = public {
         tasks.spawn(public.serve(Arc::clone(&plane), shutdown.clone()));

@@ -34,7 +34,7 @@ pub use leases::Lease;
 pub use lineages::{Certificate, Lineage, LiveLineage};
 pub use mesh::{Acknowledgement, Announced};
 pub use replicas::Replica;
-pub use revocations::{Revocation, Revoked, Subject};
+pub use revocations::{Revocation, Revoked, RevokedCertificate, Standing, Subject};
 pub use tokens::Token;
 
 use engine::Engine;

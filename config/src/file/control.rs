@@ -15,11 +15,13 @@ mod federation;
 mod jwt;
 pub mod keys;
 mod public;
+mod revocation;
 mod store;
 
 pub use federation::FederationConfig;
 pub use jwt::JwtConfig;
 pub use public::PublicConfig;
+pub use revocation::RevocationConfig;
 pub use store::StoreConfig;
 
 /// The control plane's configuration. Flags override the environment (`POSTERN_…`), which overrides this file.
@@ -48,6 +50,8 @@ pub struct ControlConfig {
     pub attest: attest::AttestConfig,
     /// Other trust domains' bundles.
     pub federation: FederationConfig,
+    /// Signed revocation lists and OCSP, for verifiers that are no proxies of ours.
+    pub revocation: RevocationConfig,
     /// Policies of this namespace apply to every workload, as in Istio.
     pub root_namespace: String,
     /// Health and metrics over plain HTTP.
@@ -138,6 +142,7 @@ impl ControlConfig {
     /// Checks what the types alone do not say.
     pub fn check(&self) -> Result<(), YamlError> {
         self.store.check()?;
+        self.revocation.check()?;
         self.jwt.check()?;
         self.public.check()?;
         self.federation.check()?;
@@ -178,6 +183,7 @@ impl Default for ControlConfig {
             svid: SvidConfig::default(),
             ca: CaConfig::default(),
             attest: attest::AttestConfig::default(),
+            revocation: RevocationConfig::default(),
             root_namespace: "istio-system".into(),
             metrics: ControlMetrics::default(),
             log: ControlLog::default(),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use postern_config::file::control::CaConfig;
+use postern_config::file::control::ControlConfig;
 use postern_config::file::control::keys::KeyPlace;
 use rcgen::PublicKeyData as _;
 use rustls::pki_types::CertificateDer;
@@ -12,7 +12,8 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::files::{self, KeyFileError};
 use super::keys::{Key, KeyError};
-use super::{CaError, ISSUING_CERTIFICATE};
+use super::{CaError, ISSUING_CERTIFICATE, Issuing, Published, issuing_from, read_certificate};
+use crate::digest::{hex, sha256};
 
 /// The root's key.
 const ROOT_KEY: &str = "root.key";
@@ -23,20 +24,33 @@ const NEXT_KEY: &str = "issuing-next.key";
 /// Its public half, where the private one is elsewhere.
 const NEXT_PUBLIC: &str = "issuing-next.spki";
 
+/// How names of CAs begin that sign nothing more but revocation lists.
+const RETIRED: &str = "retired-";
+
 /// The places.
 pub(super) struct Places {
     /// Certificates, and keys unless they are elsewhere.
     pub(super) dir: PathBuf,
     root: Option<KeyPlace>,
     issuing: Option<KeyPlace>,
+    published: Option<Published>,
     /// Keys that are elsewhere, by their public half: opening one anew each time would mean to log in each time.
     open: Mutex<HashMap<Vec<u8>, Key>>,
 }
 
 impl Places {
-    pub(super) fn new(dir: &Path, config: &CaConfig) -> Self {
-        let (root, issuing) = (config.root_key.clone(), config.issuing_key.clone());
-        Self { dir: dir.to_owned(), root, issuing, open: Mutex::default() }
+    pub(super) fn new(dir: &Path, config: &ControlConfig) -> Self {
+        let (root, issuing) = (config.ca.root_key.clone(), config.ca.issuing_key.clone());
+        let published = config.revocation.url.as_ref().map(|url| Published {
+            url: url.trim_end_matches('/').to_owned(),
+            shards: config.revocation.shards,
+        });
+        Self { dir: dir.to_owned(), root, issuing, published, open: Mutex::default() }
+    }
+
+    /// With the address where its lists are.
+    pub(super) fn publish(&self, issuing: Issuing) -> Issuing {
+        Issuing { published: self.published.clone(), ..issuing }
     }
 
     /// The place of the root's key.
@@ -62,9 +76,9 @@ impl Places {
 
     /// The key of this issuing CA; `None` if it is not there, or is another one's.
     pub(super) fn issuing_key(&self, certificate: &CertificateDer<'_>) -> Result<Option<Key>, CaError> {
-        let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Ok(None) };
+        let Some(spki) = spki_of(certificate) else { return Ok(None) };
         let place = self.issuing();
-        match (self.opened(&place, parsed.public_key().raw), &place) {
+        match (self.opened(&place, &spki), &place) {
             (Ok(key), _) => Ok(key),
             (Err(KeyError::Unusable { .. }), KeyPlace::File(_)) => Ok(None),
             (Err(KeyError::File(why)), _) if matches!(*why, KeyFileError::NoKey { .. }) => Ok(None),
@@ -103,6 +117,7 @@ impl Places {
 
     /// The next key becomes the one that signs, with its certificate (PEM).
     pub(super) fn take(&self, key: Key, certificate: &[u8]) -> Result<Key, CaError> {
+        self.keep_retired()?;
         let place = self.issuing();
         let key = match (self.next(), &place) {
             (KeyPlace::File(next), KeyPlace::File(path)) => {
@@ -117,6 +132,53 @@ impl Places {
         Ok(key)
     }
 
+    /// Issuing CAs of before, as long as their certificates may be valid; those whose time is over are removed with their keys.
+    pub(super) fn retired(&self, now: i64) -> Result<Vec<Issuing>, CaError> {
+        let mut found = Vec::new();
+        let entries = std::fs::read_dir(&self.dir)
+            .map_err(|source| KeyFileError::Io { path: self.dir.clone(), source })?;
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if !(name.starts_with(RETIRED) && name.ends_with(".pem")) {
+                continue;
+            }
+            let certificate = read_certificate(&path)?;
+            let Some(spki) = spki_of(&certificate) else { continue };
+            let place = match &self.issuing {
+                Some(elsewhere @ (KeyPlace::Pkcs11(_) | KeyPlace::Vault(_))) => elsewhere.clone(),
+                _ => KeyPlace::File(path.with_extension("key")),
+            };
+            let Some(key) = self.opened(&place, &spki)? else { continue };
+            let issuing = issuing_from(certificate, key.clone())?;
+            if now < issuing.not_after {
+                found.push(self.publish(issuing));
+                continue;
+            }
+            self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&spki);
+            key.destroy()?;
+            files::remove(&path)?;
+        }
+        Ok(found)
+    }
+
+    /// The CA that signed until now has lists to sign as long as its certificates are valid.
+    fn keep_retired(&self) -> Result<(), CaError> {
+        let path = self.dir.join(ISSUING_CERTIFICATE);
+        let (Some(_), Ok(certificate)) = (&self.published, read_certificate(&path)) else { return Ok(()) };
+        let Some(spki) = spki_of(&certificate) else { return Ok(()) };
+        // A crash between key and certificate has left a pair that does not fit: there is nothing to keep.
+        if self.issuing_key(&certificate)?.is_none() {
+            return Ok(());
+        }
+        let name = format!("{RETIRED}{}", &hex(&sha256(&spki))[..16]);
+        if let KeyPlace::File(key) = self.issuing() {
+            files::write(&self.dir.join(format!("{name}.key")), files::read_secret(&key)?.as_bytes())?;
+        }
+        let pem = std::fs::read(&path).map_err(|source| KeyFileError::Io { path, source })?;
+        files::write(&self.dir.join(format!("{name}.pem")), &pem)?;
+        Ok(())
+    }
+
     fn issuing(&self) -> KeyPlace {
         self.issuing.clone().unwrap_or_else(|| KeyPlace::File(self.dir.join(ISSUING_KEY)))
     }
@@ -128,4 +190,9 @@ impl Places {
             Some(elsewhere) => elsewhere.clone(),
         }
     }
+}
+
+fn spki_of(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(parsed.public_key().raw.to_vec())
 }

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use postern_config::id::TrustDomain;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyUsagePurpose, PublicKeyData,
-    SanType, SerialNumber,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyIdMethod, KeyUsagePurpose,
+    PublicKeyData, SanType, SerialNumber,
 };
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use super::CaError;
-use crate::digest::{hex, random};
+use crate::digest::{hex, random, sha256};
 
 /// The root: no path length, so that a rotation may put an intermediate between.
 pub(super) fn root(
@@ -21,8 +21,8 @@ pub(super) fn root(
     key: &impl PublicKeyData,
     validity: (i64, i64),
 ) -> Result<CertificateParams, CaError> {
-    let mut params = authority(td, BasicConstraints::Unconstrained, validity)?;
-    let name = format!("postern root {}", short(&params.key_identifier(key)));
+    let mut params = authority(td, key, BasicConstraints::Unconstrained, validity)?;
+    let name = format!("postern root {}", short(&key_id(key)));
     params.distinguished_name.push(DnType::CommonName, name);
     Ok(params)
 }
@@ -33,19 +33,16 @@ pub(super) fn issuing(
     key: &impl PublicKeyData,
     validity: (i64, i64),
 ) -> Result<CertificateParams, CaError> {
-    let mut params = authority(td, BasicConstraints::Constrained(0), validity)?;
+    let mut params = authority(td, key, BasicConstraints::Constrained(0), validity)?;
     let day = crate::clock::rfc3339(validity.0 * 1000);
-    let name = format!(
-        "issuing {} {}",
-        day.split('T').next().unwrap_or_default(),
-        short(&params.key_identifier(key))
-    );
+    let name = format!("issuing {} {}", day.split('T').next().unwrap_or_default(), short(&key_id(key)));
     params.distinguished_name.push(DnType::CommonName, name);
     Ok(params)
 }
 
 fn authority(
     td: &TrustDomain,
+    key: &impl PublicKeyData,
     limits: BasicConstraints,
     validity: (i64, i64),
 ) -> Result<CertificateParams, CaError> {
@@ -55,9 +52,15 @@ fn authority(
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.subject_alt_names = vec![SanType::URI(td.id_string().try_into()?)];
     params.use_authority_key_identifier_extension = true;
+    params.key_identifier_method = KeyIdMethod::PreSpecified(key_id(key));
     params.serial_number = Some(serial()?);
     set_validity(&mut params, validity);
     Ok(params)
+}
+
+/// The subject key identifier of a key: the first 160 bits of the SHA-256 of its bits (RFC 7093 §2, method 1).
+pub(crate) fn key_id(key: &impl PublicKeyData) -> Vec<u8> {
+    sha256(key.der_bytes())[..20].to_vec()
 }
 
 /// A random positive serial of 128 bits; its first byte is never zero, so that it has one length and one spelling.

@@ -54,7 +54,7 @@ pub(super) async fn ask(asking: &Asking<'_>, current: Option<&Issuing>) -> Resul
     let rows = asking.store.authorities().await?;
     let authorities = Authorities::new(&rows)?;
     let mut key = asking.places.next_key()?;
-    let key_id = hex(&CertificateParams::default().key_identifier(&key));
+    let key_id = hex(&profile::key_id(&key));
     if let Some(answer) = rows.iter().find(|a| a.key_id == key_id && a.replica == asking.replica) {
         if answer.state != State::Tainted && answer.not_after > now_ms() / 1000 {
             return take(asking.places, &CertificateDer::from(answer.der.clone()), key).map(Some);
@@ -194,5 +194,5 @@ fn row_of(certificate: &CertificateDer<'_>, replica: &str) -> Result<Authority, 
 /// that does not fit, and the waiting key, by which the next start finds the answer again.
 fn take(places: &Places, certificate: &CertificateDer<'static>, key: Key) -> Result<Issuing, CaError> {
     let key = places.take(key, pem(certificate).as_bytes())?;
-    issuing_from(certificate.clone(), key)
+    Ok(places.publish(issuing_from(certificate.clone(), key)?))
 }

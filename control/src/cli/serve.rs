@@ -118,6 +118,7 @@ fn announce(about: &Ready, is_json: bool) {
             "listen": about.listen,
             "advertise": about.advertise,
             "metrics": about.metrics,
+            "lists": about.lists,
             "public": about.public,
             "admin": about.admin,
         }))

@@ -56,7 +56,75 @@ pub struct Subject {
     pub is_banned: bool,
 }
 
+/// A certificate that is refused before its time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevokedCertificate {
+    /// Hex, without leading zero bytes.
+    pub serial: String,
+    /// A reason of RFC 5280 §5.3.1.
+    pub reason: String,
+    /// Milliseconds since 1970.
+    pub at: i64,
+}
+
+/// What is known of one certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Never issued, or forgotten since it ended.
+    Unknown,
+    /// Issued, and not taken back.
+    Good,
+    /// Taken back.
+    Revoked(RevokedCertificate),
+}
+
 impl Store {
+    /// The certificates of an issuing CA (its key identifier, hex) that were taken back and would else be valid at `now`; each
+    /// once, with the first revocation that bites on it.
+    pub async fn revoked_certificates(
+        &self,
+        issuer_key_id: &str,
+        now: i64,
+    ) -> Result<Vec<RevokedCertificate>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT r.serial AS serial, r.reason AS reason, r.created_at AS created_at FROM revocations r \
+             WHERE r.kind = 'serial' AND r.issuer_key_id = $1 AND r.ends_at > $2 \
+             UNION ALL SELECT c.serial, r.reason, r.created_at FROM revocations r \
+             JOIN lineages l ON l.spiffe_id = r.spiffe_id JOIN certificates c ON c.lineage = l.id \
+             WHERE r.kind = 'identity' AND c.issuer_key_id = $3 AND c.not_before < r.issued_before * 1000 AND c.not_after > $4 \
+             ORDER BY created_at, serial",
+        )
+        .bind(issuer_key_id)
+        .bind(now)
+        .bind(issuer_key_id)
+        .bind(now)
+        .fetch_all(&self.read)
+        .await?;
+        let mut seen = std::collections::HashSet::new();
+        let all = rows.iter().map(revoked_certificate).collect::<Result<Vec<_>, _>>()?;
+        Ok(all.into_iter().filter(|r| seen.insert(r.serial.clone())).collect())
+    }
+
+    /// What is known of the certificate with this serial (hex) of an issuing CA (its key identifier, hex).
+    pub async fn standing(&self, issuer_key_id: &str, serial: &str) -> Result<Standing, StoreError> {
+        let row = sqlx::query(
+            "SELECT c.serial AS serial, r.reason AS reason, r.created_at AS created_at FROM certificates c \
+             JOIN lineages l ON l.id = c.lineage LEFT JOIN revocations r \
+             ON (r.kind = 'serial' AND r.issuer_key_id = c.issuer_key_id AND r.serial = c.serial) \
+             OR (r.kind = 'identity' AND r.spiffe_id = l.spiffe_id AND c.not_before < r.issued_before * 1000) \
+             WHERE c.serial = $1 AND c.issuer_key_id = $2 ORDER BY r.created_at LIMIT 1",
+        )
+        .bind(serial)
+        .bind(issuer_key_id)
+        .fetch_optional(&self.read)
+        .await?;
+        let Some(row) = row else { return Ok(Standing::Unknown) };
+        match row.try_get::<Option<String>, _>("reason")? {
+            None => Ok(Standing::Good),
+            Some(_) => revoked_certificate(&row).map(Standing::Revoked),
+        }
+    }
+
     /// Revocations that still bite at `now`, oldest first.
     pub async fn revocations(&self, now: i64) -> Result<Vec<Revocation>, StoreError> {
         let rows = sqlx::query(
@@ -197,6 +265,14 @@ impl Change {
         .await?;
         Ok((super::number(&row, 0)?, row.try_get(1)?))
     }
+}
+
+fn revoked_certificate(row: &AnyRow) -> Result<RevokedCertificate, StoreError> {
+    Ok(RevokedCertificate {
+        serial: row.try_get("serial")?,
+        reason: row.try_get("reason")?,
+        at: row.try_get("created_at")?,
+    })
 }
 
 fn revocation(row: &AnyRow) -> Result<Revocation, StoreError> {

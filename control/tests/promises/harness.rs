@@ -390,3 +390,11 @@ pub(crate) fn failed(output: &Output, code: i32, why: &str) {
     assert!(said.contains(why), "{said:?} does not say {why:?}");
     assert!(output.stdout.is_empty());
 }
+
+/// DER as PEM.
+pub(crate) fn pem(label: &str, der: &[u8]) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<_> = text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line)).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}

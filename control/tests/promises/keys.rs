@@ -10,7 +10,7 @@ mod token;
 mod vault;
 
 /// Runs a program that has to succeed: what it prints.
-fn run(command: &mut Command) -> String {
+pub(crate) fn run(command: &mut Command) -> String {
     let Output { status, stdout, stderr } =
         command.output().unwrap_or_else(|e| panic!("{command:?}: {e}; see PACKAGES in .ci/run"));
     let (out, err) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));

@@ -16,6 +16,8 @@ mod federation;
 mod harness;
 mod jwt;
 mod keys;
+mod lint;
+mod lists;
 mod operators;
 mod platform;
 mod policies;
