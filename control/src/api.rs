@@ -19,6 +19,7 @@ pub mod model;
 pub mod probes;
 pub mod public;
 pub mod revocations;
+pub mod rotation;
 pub mod socket;
 pub mod tls;
 pub mod watch;

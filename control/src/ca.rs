@@ -28,6 +28,8 @@ mod profile;
 mod requests;
 pub mod revocation;
 mod root;
+pub mod rotation;
+pub mod turn;
 
 pub use authorities::{Authorities, Root};
 use files::KeyFileError;
@@ -83,6 +85,9 @@ pub enum CaError {
         /// What is wrong with it.
         why: String,
     },
+    /// The own issuing CA's key is known to others, and its successor is not there yet.
+    #[error("this replica's issuing CA was tainted; nothing is issued until it has another one")]
+    Tainted,
     /// The root has ended.
     #[error("the root of this trust domain ended at {0}; a new one has to be created and distributed")]
     RootEnded(String),
@@ -187,6 +192,12 @@ impl Ca {
         self.issuing.load_full()
     }
 
+    /// The issuing CA that signs now, unless nobody would believe what it signs.
+    pub fn signing(&self) -> Result<Arc<Issuing>, CaError> {
+        let issuing = self.issuing.load_full();
+        if self.authorities.load().is_tainted(&issuing) { Err(CaError::Tainted) } else { Ok(issuing) }
+    }
+
     /// How far notBefore lies in the past.
     pub fn backdate(&self) -> Duration {
         self.terms.backdate
@@ -197,7 +208,8 @@ impl Ca {
     pub fn is_due(&self, now: i64) -> bool {
         let issuing = self.issuing.load();
         let authorities = self.authorities.load();
-        now >= issuing.renew_at() || issuing.issuer_id != authorities.active().key_id
+        let is_old = issuing.issuer_id != authorities.active().key_id;
+        now >= issuing.renew_at() || is_old || authorities.is_tainted(&issuing)
     }
 
     /// Lets a new issuing CA sign from now on, if this replica can have one at once; `false` if it has asked for one and waits.
@@ -243,6 +255,19 @@ impl Ca {
         [("issuing", issuing), ("root", root)]
     }
 
+    /// Begins the root's rotation if that is due and its key is here.
+    pub async fn rotate_root_if_due(&self, store: &Store, now: i64) -> Result<bool, CaError> {
+        let authorities = self.authorities.load_full();
+        if now < self.terms.root_due(authorities.active()) || authorities.prepared().is_some() {
+            return Ok(false);
+        }
+        match self.begin_rotation(store, false, false, "control").await {
+            Ok(_) => Ok(true),
+            Err(turn::RotateError::Ca(error)) => Err(error),
+            Err(_) => Ok(false),
+        }
+    }
+
     /// Signs the issuing CAs that other replicas wait for, if the root's key is here. Says whose it signed.
     pub async fn serve_requests(&self, store: &Store) -> Result<Vec<String>, CaError> {
         requests::serve(&self.places, &self.trust_domain, &self.terms, store).await
@@ -268,6 +293,13 @@ impl Terms {
 
     fn root(&self, now: i64) -> (i64, i64) {
         (now - secs(self.backdate), at_end(now, self.root_ttl))
+    }
+
+    /// When a root's successor has to be on its way, seconds since 1970: a tenth of its life is left, or two lives of an issuing CA if
+    /// that is more, but never before half of it is over.
+    fn root_due(&self, root: &Root) -> i64 {
+        let life = root.not_after - root.not_before;
+        root.not_after - (life / 10).max(2 * secs(self.issuing_ttl)).min(life / 2)
     }
 
     /// Within the life of its root.
@@ -327,6 +359,14 @@ fn check_key(
         }
         Err(_) => Err(CaError::Unusable { path: path.to_owned(), why: "it is no certificate".to_owned() }),
     }
+}
+
+/// SHA-256 of an authority's public key.
+fn public_key(authority: &crate::store::Authority) -> Result<[u8; 32], CaError> {
+    let unusable =
+        |_| CaError::Authority { name: authority.name.clone(), why: "it is no certificate".to_owned() };
+    let (_, parsed) = X509Certificate::from_der(&authority.der).map_err(unusable)?;
+    Ok(crate::digest::sha256(parsed.public_key().raw))
 }
 
 fn subject_key_id(certificate: &X509Certificate<'_>) -> Option<Vec<u8>> {

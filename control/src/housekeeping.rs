@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Plane;
-use crate::ca::CaError;
+use crate::ca::{CaError, turn};
 use crate::clock::{millis, now_ms};
 use crate::store::{Lease, Replica};
-use crate::{ServeError, replica};
+use crate::{ServeError, publish, replica};
 
 /// The pause between two rounds. Acknowledgements are saved this often; an operator who waits for them sees them this late.
 const ROUND: Duration = Duration::from_millis(200);
@@ -111,6 +111,9 @@ async fn keep(plane: &Plane, own: &mut Replica, round: u32) -> Result<(), ServeE
     } else if plane.presented.is_due(&plane.ca, now) {
         plane.presented.replace(&plane.ca)?;
     }
+    if plane.ca.rotate_root_if_due(&plane.store, now).await? {
+        plane.publisher.catch_up().await?;
+    }
     match plane.ca.serve_requests(&plane.store).await {
         Ok(served) => {
             for replica in served {
@@ -144,6 +147,13 @@ fn without_key(done: Result<(), ServeError>) -> Result<(), ServeError> {
 async fn for_all(plane: &Plane, lease: &Lease, clean_up: bool) -> Result<(), ServeError> {
     plane.publisher.sweep(lease).await?;
     sweep_jwt_keys(plane, lease).await?;
+    if let Some(rotation) = plane.store.rotation().await? {
+        let holding = publish::rollout(&plane.store, &plane.proxies, rotation.generation).await?;
+        let facts = turn::facts(&plane.store, &rotation, &holding).await?;
+        if turn::go_on(&plane.store, &rotation, &facts, lease).await? {
+            plane.publisher.catch_up().await?;
+        }
+    }
     if clean_up {
         let before = now_ms() - millis(KEPT);
         let mut change = plane.store.change().await?;

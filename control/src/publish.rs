@@ -1,7 +1,7 @@
 //! What every proxy shall know, as numbered generations: built from the store after each change, cut to each workload,
 //! pushed by the streams that watch it, and acknowledged.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use postern_config::bundle::{BundleError, BundleSet};
@@ -20,9 +20,11 @@ use crate::telemetry::Metrics;
 
 mod announce;
 mod proxies;
+mod rollout;
 
 pub use announce::{LEASE, Unannounced};
 pub use proxies::{Proxies, Watching};
+pub use rollout::{Holding, rollout};
 
 /// Why no new generation was built; the last one stays.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,9 @@ pub struct World {
     pub bundles: Arc<BundleSet>,
     /// What is no longer believed.
     pub revocations: Arc<Revocations>,
+    /// Bundles and revocations as they were if no key had been tainted: by these, and by nothing else, a workload whose CA was
+    /// compromised may ask for its next certificate.
+    pub before_taint: Arc<(BundleSet, Revocations)>,
     revocation_message: v1::RevocationSet,
     bundle_message: v1::BundleSet,
     /// Foreign bundles, which are not among those that callers are checked by.
@@ -135,8 +140,10 @@ impl World {
         let own = authorities.bundle(ca.trust_domain(), sequence)?;
         let own = own.with_jwt_keys(store.jwt_keys().await?.into_iter().map(|published| published.key))?;
         let bundles: BundleSet = [own].into_iter().collect();
+        let former: BundleSet = [authorities.bundle_with_tainted(ca.trust_domain())?].into_iter().collect();
         ca.set_authorities(authorities);
         let revocations = revoke::set(&store.revocations(now_ms()).await?)?;
+        let named = Revocations { spkis: HashSet::new(), ..revocations.clone() };
         let policies = store.policies().await?.into_iter().map(|p| (p.to_json(), p));
         let policies = policies.map(|(json, policy)| (policy, json)).collect();
         let peers = store.peer_authentications().await?.into_iter().map(|p| (p.to_json(), p));
@@ -165,6 +172,7 @@ impl World {
             generation,
             bundles,
             revocations,
+            before_taint: Arc::new((former, named)),
             revocation_message,
             bundle_message,
             foreign,

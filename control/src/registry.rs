@@ -181,11 +181,12 @@ impl Registry {
         Self { store, ca, attestors, terms, limits, line, metrics }
     }
 
-    /// Issues the next certificate of the caller's lineage. Idempotent by the request's key.
-    pub async fn renew(&self, peer: &Peer, csr: &[u8], ttl_ms: u64) -> Result<Issued, Refusal> {
-        let mut result = self.try_renew(peer, csr, ttl_ms).await;
+    /// Issues the next certificate of the caller's lineage. Idempotent by the request's key. `leaf` is the caller's certificate: it has
+    /// to be the one on record, byte for byte, so that not even a CA's stolen key makes a caller.
+    pub async fn renew(&self, peer: &Peer, leaf: &[u8], csr: &[u8], ttl_ms: u64) -> Result<Issued, Refusal> {
+        let mut result = self.try_renew(peer, leaf, csr, ttl_ms).await;
         if is_worth_a_retry(&result) {
-            result = self.try_renew(peer, csr, ttl_ms).await;
+            result = self.try_renew(peer, leaf, csr, ttl_ms).await;
         }
         self.settle("renew", peer.id.as_str(), &serial_hex(&peer.serial), &result).await;
         result
@@ -209,7 +210,7 @@ impl Registry {
         result
     }
 
-    async fn try_renew(&self, peer: &Peer, csr: &[u8], ttl_ms: u64) -> Result<Issued, Refusal> {
+    async fn try_renew(&self, peer: &Peer, leaf: &[u8], csr: &[u8], ttl_ms: u64) -> Result<Issued, Refusal> {
         let csr = Csr::parse(csr)?;
         csr.check(&peer.id)?;
         let serial = serial_hex(&peer.serial);
@@ -219,6 +220,9 @@ impl Registry {
         let lineage = lineage_of(&mut change, peer, &serial).await?;
         if subject.is_banned {
             return Err(Refusal::Revoked);
+        }
+        if change.certificate(&serial).await?.is_none_or(|on_record| on_record.leaf != leaf) {
+            return Err(Refusal::UnknownSerial);
         }
         let earlier = change.certificate_of_key(&lineage.id, &csr.key.hash()).await?;
         // A delayed retry may arrive after the new certificate is in use already: that is no theft, and it gets the
@@ -253,7 +257,7 @@ impl Registry {
         key: &SubjectKey,
         ttl_ms: u64,
     ) -> Result<(Leaf, Issued), Refusal> {
-        let issuing = self.ca.issuing();
+        let issuing = self.ca.signing()?;
         let ttl = self.lifetime(ttl_ms, lineage.max_ttl_ms);
         let (backdate, earliest) = (self.ca.backdate(), subject.revoked_before);
         let leaf = issue::sign(&issuing, &lineage.spiffe_id, key, ttl, backdate, earliest, now_ms())?;

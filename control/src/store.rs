@@ -22,6 +22,7 @@ mod mesh;
 mod policies;
 mod replicas;
 mod revocations;
+mod rotations;
 mod tokens;
 
 pub use attestations::{Binding, Bound};

@@ -18,7 +18,7 @@ use crate::readiness::{Missing, Readiness};
 use crate::snapshot::Snapshots;
 use crate::succession::{self, Pen};
 use crate::telemetry::Metrics;
-use crate::tls::{Connector, Credentials, Tls};
+use crate::tls::{Connector, Credentials, Standing, Tls};
 
 mod apply;
 mod begin;
@@ -43,6 +43,9 @@ use renewal::Schedule;
 const TICK: Duration = Duration::from_secs(1);
 /// Between tries to reach the control plane once a successor has the identity; most drains end before.
 const SUCCEEDED: Duration = Duration::from_secs(60);
+
+/// Before a certificate is renewed again that was no good when it came.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Why an identity cannot be obtained; the process ends with it.
 #[derive(Debug, thiserror::Error)]
@@ -263,9 +266,29 @@ impl Driver {
             if message.generation > 0 {
                 self.metrics.generation.set(i64::try_from(message.generation).unwrap_or(i64::MAX));
             }
+            self.judge_own(Duration::ZERO);
             self.save();
         }
         Ok(())
+    }
+
+    /// What is known now about this proxy's own certificate: one whose CA is no longer believed is renewed `after` a moment, and one
+    /// that was revoked is presented to nobody any more.
+    fn judge_own(&mut self, after: Duration) {
+        let Some(own) = self.snapshots.credentials.load_full() else { return };
+        match own.standing(&self.snapshots.trust.load(), self.snapshots.clock.now()) {
+            Standing::Good => {}
+            Standing::Orphan => {
+                tracing::warn!(id = %own.id(), "the CA of this proxy's certificate is no longer believed; renewing it");
+                self.schedule = self.schedule.due_in(after, self.snapshots.clock.now_ms());
+            }
+            Standing::Revoked => {
+                tracing::error!(id = %own.id(), serial = own.serial(), "this identity was revoked; traffic is refused");
+                self.snapshots.credentials.store(None);
+                self.readiness.missing(Missing::Identity);
+                self.snapshots.announce_change();
+            }
+        }
     }
 
     /// Validates what was issued, as a peer would, and swaps it in.
@@ -301,6 +324,8 @@ impl Driver {
         );
         self.snapshots.credentials.store(Some(Arc::new(credentials)));
         self.readiness.held(Missing::Identity);
+        // It may come from a control plane that had not heard of a taint yet; asking again at once would meet the same one.
+        self.judge_own(AGAIN);
         self.save();
         Ok(())
     }

@@ -27,7 +27,7 @@ mod failure;
 mod verify;
 pub mod web;
 
-pub use credentials::{CredentialError, Credentials};
+pub use credentials::{CredentialError, Credentials, Standing};
 pub use failure::{Failure, received_alert};
 use verify::PeerVerifier;
 

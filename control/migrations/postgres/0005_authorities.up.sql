@@ -39,6 +39,7 @@ CREATE TABLE rotations (
     new_root   TEXT NOT NULL,
     generation BIGINT NOT NULL,
     forced     BIGINT NOT NULL,
+    tainted    BIGINT NOT NULL,
     began_at   BIGINT NOT NULL,
     changed_at BIGINT NOT NULL
 );

@@ -51,6 +51,7 @@ pub fn router(plane: Arc<Plane>) -> Router {
         .fallback(|| async { Failed::new(StatusCode::NOT_FOUND, "not_found", "no such resource") })
         .merge(super::federation::routes())
         .merge(super::revocations::routes())
+        .merge(super::rotation::routes())
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(plane)
 }

@@ -27,7 +27,7 @@ pub enum Required {
     Anonymous,
     /// A workload of the own trust domain, by a certificate that is valid at the time of the call.
     Workload,
-    /// The same, or one whose certificate ended within the [`Grace`].
+    /// The same, or one whose certificate ended within the [`Grace`] or lost its CA to a taint.
     WorkloadOrLate,
 }
 
@@ -59,6 +59,15 @@ impl Grace {
     }
 }
 
+/// Whether a caller's certificate is good for everything that a workload may call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is.
+    Good,
+    /// It ended, or the key of a CA above it is known to others: it may ask for the next one, if it is on record as it is.
+    Last,
+}
+
 /// Who is on the other end of one TLS connection.
 #[derive(Debug, Clone)]
 pub struct Caller {
@@ -66,6 +75,10 @@ pub struct Caller {
     pub peer: Option<Peer>,
     /// What a certificate of an existing PKI proves, if such a one was presented. It is good for [`Required::Anonymous`] alone.
     pub foreign: Option<Certificate>,
+    /// How far that certificate is good.
+    pub standing: Standing,
+    /// The certificate itself, DER; empty if there is none.
+    pub leaf: Vec<u8>,
     /// This connection's exporter, which an enrollment has to sign.
     pub exporter: [u8; EXPORTER_LEN],
     /// Where the connection comes from.
@@ -93,7 +106,7 @@ impl Reached {
 /// The certificate's end is asked again for every call: a connection may outlive it.
 pub fn admit(
     method: &str,
-    peer: Option<&Peer>,
+    peer: Option<(&Peer, Standing)>,
     own: &TrustDomain,
     grace: Grace,
     now: i64,
@@ -108,9 +121,12 @@ pub fn admit(
         (Some(Required::Workload | Required::WorkloadOrLate), None) => {
             Err(Status::unauthenticated("this call needs a workload's certificate"))
         }
-        (Some(required), Some(peer)) => {
+        (Some(required), Some((peer, standing))) => {
             if peer.id.trust_domain_str() != own.as_str() || peer.id.is_reserved() {
                 return Err(Status::permission_denied("this identity may not call"));
+            }
+            if standing == Standing::Last && required != Required::WorkloadOrLate {
+                return Err(Status::permission_denied("this certificate is good for a renewal alone"));
             }
             let late = required == Required::WorkloadOrLate && grace.covers(peer, now);
             if peer.not_after < now && !late {

@@ -63,7 +63,12 @@ impl Control for ControlService {
         let caller = caller(&request)?;
         let peer = caller.peer.ok_or_else(|| Status::unauthenticated("no certificate"))?;
         let message = request.get_ref();
-        let issued = self.plane.registry.renew(&peer, &message.csr, message.ttl_ms).await.map_err(status)?;
+        let issued = self
+            .plane
+            .registry
+            .renew(&peer, &caller.leaf, &message.csr, message.ttl_ms)
+            .await
+            .map_err(status)?;
         Ok(Response::new(v1::RenewResponse { svid: Some(svid(issued)), server_time_ms: now_ms() }))
     }
 

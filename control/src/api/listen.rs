@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use postern_config::enroll::{EXPORTER_LABEL, EXPORTER_LEN};
 use postern_config::reason::Reason;
+use postern_config::svid::{Peer, VerifyError};
 use postern_config::wire::MAX_REQUEST;
 use rustls::ServerConfig;
 use rustls::pki_types::UnixTime;
@@ -24,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use tower_service::Service as _;
 
 use super::Plane;
-use super::callers::{Caller, Reached, admit};
+use super::callers::{Caller, Reached, Standing, admit};
 use super::grpc::ControlService;
 use super::stubs::control_server::ControlServer;
 use super::tls::{self, Identified};
@@ -135,20 +136,17 @@ async fn handshake(
         connection.export_keying_material(exporter, EXPORTER_LABEL, None).map_err(|_| Reason::Internal)?;
     // The handshake has verified this chain already; rustls keeps only that it did, and asking once more per connection
     // is cheaper than a verifier per connection.
-    let identified = match connection.peer_certificates() {
-        Some(chain) => {
-            let world = plane.publisher.world();
-            let pki = plane.pki.as_deref();
-            tls::identify(chain, &world, pki, UnixTime::now(), plane.grace).map_err(|e| e.reason())?
+    let chain = connection.peer_certificates().unwrap_or_default();
+    let leaf = chain.first().map(|leaf| leaf.to_vec()).unwrap_or_default();
+    let (mut peer, mut standing, mut foreign) = (None, Standing::Good, None);
+    if !chain.is_empty() {
+        let (world, pki) = (plane.publisher.world(), plane.pki.as_deref());
+        match tls::identify(chain, &world, pki, UnixTime::now(), plane.grace).map_err(|e| e.reason())? {
+            Identified::Peer(known, how) => (peer, standing) = (Some(*known), how),
+            Identified::Foreign(certificate) => foreign = Some(certificate),
         }
-        None => Identified::Nobody,
-    };
-    let (peer, foreign) = match identified {
-        Identified::Peer(peer) => (Some(*peer), None),
-        Identified::Foreign(certificate) => (None, Some(certificate)),
-        Identified::Nobody => (None, None),
-    };
-    Ok((stream, Caller { peer, foreign, exporter, remote }))
+    }
+    Ok((stream, Caller { peer, standing, leaf, foreign, exporter, remote }))
 }
 
 /// Serves one connection: until its peer leaves, its certificate ends, or the process does.
@@ -200,6 +198,15 @@ async fn connection(
     let _ = tokio::time::timeout(GRACE, served).await;
 }
 
+/// What the certificate of an open connection is good for by now: its CA may have been tainted since the handshake.
+fn standing(peer: &Peer, at_handshake: Standing, plane: &Plane) -> Standing {
+    let world = plane.publisher.world();
+    match peer.recheck(&world.bundles, &world.revocations, now_ms() / 1000) {
+        Ok(()) | Err(VerifyError::Expired { .. }) => at_handshake,
+        Err(_) => Standing::Last,
+    }
+}
+
 fn call(
     mut control: ControlServer<ControlService>,
     caller: Caller,
@@ -208,7 +215,8 @@ fn call(
 ) -> impl Future<Output = Response<tonic::body::Body>> {
     let admitted = {
         let own = plane.ca.trust_domain();
-        admit(request.uri().path(), caller.peer.as_ref(), own, plane.grace, now_ms() / 1000)
+        let peer = caller.peer.as_ref().map(|peer| (peer, standing(peer, caller.standing, plane)));
+        admit(request.uri().path(), peer, own, plane.grace, now_ms() / 1000)
     };
     async move {
         if let Err(status) = admitted {

@@ -298,3 +298,83 @@ pub struct Refreshed {
     /// The generation that carries it.
     pub generation: u64,
 }
+
+/// `POST /v1/ca/rotation`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BeginRotation {
+    /// Wait for nobody who cannot be reached.
+    #[serde(default)]
+    pub force: bool,
+    /// The old root's key is known to others: cut it off as soon as the new root signs.
+    #[serde(default)]
+    pub taint: bool,
+}
+
+/// A root's rotation.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RotationView {
+    /// Its name.
+    pub id: String,
+    /// 2: published, waiting for proxies; 3: confirmed; 4: the new root signs; 5: the old one is gone.
+    pub stage: u8,
+    /// `prepared`, `active` or `pruned`.
+    pub state: String,
+    /// Key id of the root that goes.
+    pub old_root: String,
+    /// Key id of the root that comes.
+    pub new_root: String,
+    /// Live proxies.
+    pub proxies: u64,
+    /// How many of them have the new root.
+    pub confirmed: u64,
+    /// `proxies`, `tokens`, `replicas` or `leaves`.
+    pub waiting_for: String,
+    /// Which ones.
+    pub waiting_names: Vec<String>,
+    /// Until when at the latest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_until: Option<String>,
+    /// When it began.
+    pub began_at: String,
+}
+
+/// `POST /v1/ca/taint`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaintIssuing {
+    /// The issuing CA's subject key identifier, hex.
+    pub key_id: String,
+}
+
+/// A tainted issuing CA.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TaintedView {
+    /// Its subject key identifier, hex.
+    pub key_id: String,
+    /// The generation that tells the proxies.
+    pub generation: u64,
+    /// When it was asked for, milliseconds since 1970.
+    pub at_ms: i64,
+}
+
+/// One of the trust domain's own certificates.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AuthorityView {
+    /// Subject key identifier, hex.
+    pub key_id: String,
+    /// `root` or `issuing`.
+    pub kind: String,
+    /// `prepared`, `active`, `retired` or `tainted`.
+    pub state: String,
+    /// Its common name.
+    pub name: String,
+    /// The replica whose issuing CA it is; empty for a root.
+    pub replica: String,
+    /// Key id of the root that signed it.
+    pub issuer: String,
+    /// Its begin.
+    pub not_before: String,
+    /// Its end.
+    pub not_after: String,
+}

@@ -12,7 +12,7 @@ use super::admin::{Body, By, Failed, Shared};
 use super::model::{Approve, Approved, Lift, Progress, RevocationView, RevocationsView, Revoke, RevokedView};
 use crate::audit::Entry;
 use crate::clock::{now_ms, rfc3339};
-use crate::replica;
+use crate::publish;
 use crate::revoke::{self, RevokeError, Target};
 use crate::store::{Revocation, Revoked};
 
@@ -80,36 +80,17 @@ fn view(entry: Revocation) -> RevocationView {
     }
 }
 
-/// Every live enrollment, connected or not, and whether it has this generation. What a proxy on another replica said is known
-/// here as soon as that replica has saved it.
+/// Every live enrollment, connected or not, and whether it has this generation.
 async fn progress(State(plane): Shared, Path(generation): Path<u64>) -> Result<Json<Vec<Progress>>, Failed> {
-    let now = now_ms();
-    let alive: Vec<String> = plane
-        .store
-        .replicas()
-        .await?
-        .into_iter()
-        .filter(|r| replica::is_alive(r, now))
-        .map(|r| r.id)
-        .collect();
-    let live = plane.store.live_lineages(now).await?;
-    let view = live.into_iter().filter(|live| live.lineage.ended_at.is_none()).map(|live| {
-        let (generation_held, acked_at, error, seen, connected) = match plane.proxies.said(&live.lineage.id) {
-            Some(said) => (said.generation, said.acked_at, said.error, said.last_seen, true),
-            None => {
-                (live.generation, live.acked_at, live.error, live.last_seen, alive.contains(&live.replica))
-            }
-        };
-        let has = generation_held >= generation && error.is_empty();
-        Progress {
-            id: live.lineage.spiffe_id,
-            instance: live.lineage.instance,
-            lineage: live.lineage.id,
-            connected,
-            acked_at_ms: has.then_some(acked_at),
-            last_seen: rfc3339(seen),
-            error,
-        }
+    let holding = publish::rollout(&plane.store, &plane.proxies, generation).await?;
+    let view = holding.into_iter().map(|one| Progress {
+        id: one.id,
+        instance: one.instance,
+        lineage: one.lineage,
+        connected: one.is_connected,
+        acked_at_ms: one.acked_at,
+        last_seen: rfc3339(one.last_seen),
+        error: one.error,
     });
     Ok(Json(view.collect()))
 }

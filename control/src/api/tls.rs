@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use postern_config::bundle::BundleSet;
 use postern_config::reason::Reason;
+use postern_config::revocation::Revocations;
 use postern_config::svid::foreign::{self, Certificate};
 use postern_config::svid::{self, Algorithms, Peer, Role, VerifyError};
 use rustls::client::danger::HandshakeSignatureValid;
@@ -19,7 +21,7 @@ use rustls::{
 };
 use tokio::sync::watch;
 
-use super::callers::Grace;
+use super::callers::{Grace, Standing};
 use crate::attest::Pki;
 use crate::ca::{Authorities, Ca, CaError};
 use crate::clock::now_ms;
@@ -135,24 +137,32 @@ struct Callers {
     grace: Grace,
 }
 
-/// Who presented this chain, by the bundles of `world`. One that ended within the grace is verified as of its last second:
-/// what such a caller may still call is decided for each call.
+/// Who presented this chain, by the bundles of `world`. One that ended within the grace is verified as of its last second, and
+/// one whose CA was tainted as if it had not been: what such a caller may still call is decided for each call.
 pub fn verify(
     chain: &[CertificateDer<'_>],
     world: &World,
     now: UnixTime,
     grace: Grace,
-) -> Result<Peer, VerifyError> {
+) -> Result<(Peer, Standing), VerifyError> {
     let signatures = aws_lc_rs::default_provider().signature_verification_algorithms.all;
     let algorithms = Algorithms { signatures, sha256: crate::digest::sha256 };
-    let at = |at| svid::verify(chain, &world.bundles, &world.revocations, Role::Client, at, algorithms);
-    match at(now) {
+    let believed = (&*world.bundles, &*world.revocations);
+    let at = |(bundles, revoked): (&BundleSet, &Revocations), at| {
+        svid::verify(chain, bundles, revoked, Role::Client, at, algorithms)
+    };
+    match at(believed, now) {
+        Ok(peer) => Ok((peer, Standing::Good)),
         Err(expired @ VerifyError::Expired { not_after, now }) if !grace.is_off() => {
             let last = Duration::from_secs(u64::try_from(not_after).unwrap_or(0));
-            let peer = at(UnixTime::since_unix_epoch(last))?;
-            if grace.covers(&peer, now) { Ok(peer) } else { Err(expired) }
+            let peer = at(believed, UnixTime::since_unix_epoch(last))?;
+            if grace.covers(&peer, now) { Ok((peer, Standing::Last)) } else { Err(expired) }
         }
-        other => other,
+        Err(lost @ (VerifyError::UnknownIssuer | VerifyError::Revoked { .. })) => {
+            let (bundles, named) = &*world.before_taint;
+            at((bundles, named), now).map(|peer| (peer, Standing::Last)).map_err(|_| lost)
+        }
+        Err(other) => Err(other),
     }
 }
 
@@ -160,11 +170,9 @@ pub fn verify(
 #[derive(Debug)]
 pub enum Identified {
     /// A workload.
-    Peer(Box<Peer>),
+    Peer(Box<Peer>, Standing),
     /// Somebody whom an existing PKI knows: good for an enrollment, and for nothing else.
     Foreign(Certificate),
-    /// There is no chain.
-    Nobody,
 }
 
 /// Who presented this chain. One that names a trust domain with a bundle here, or any while there is no other PKI, is a
@@ -178,7 +186,7 @@ pub fn identify(
 ) -> Result<Identified, VerifyError> {
     match pki.filter(|_| foreign::is_foreign(chain, &world.bundles)) {
         Some(pki) => pki.verify(chain, now).map(Identified::Foreign),
-        None => verify(chain, world, now, grace).map(|peer| Identified::Peer(Box::new(peer))),
+        None => verify(chain, world, now, grace).map(|(peer, how)| Identified::Peer(Box::new(peer), how)),
     }
 }
 

@@ -10,7 +10,7 @@ use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::{CaError, Issuing};
-use crate::digest::sha256;
+use crate::digest::{hex, sha256};
 use crate::store::{Authority, Kind, State, Store};
 
 /// A root.
@@ -20,6 +20,8 @@ pub struct Root {
     pub certificate: CertificateDer<'static>,
     /// The same key and name, signed by the root before it: for whoever believes in that one alone.
     pub cross: Option<CertificateDer<'static>>,
+    /// Key id of the root before it, which signed `cross`; hex.
+    pub before: Option<String>,
     /// Subject key identifier, hex.
     pub key_id: String,
     /// SHA-256 of its public key: what a join string carries.
@@ -37,6 +39,8 @@ pub struct Root {
 pub struct Authorities {
     roots: Vec<Root>,
     active: usize,
+    /// Key ids of issuing CAs that were tainted, hex.
+    tainted: Vec<String>,
 }
 
 impl Authorities {
@@ -52,7 +56,9 @@ impl Authorities {
         let active = roots.iter().rposition(|r| r.state == State::Active);
         let missing =
             || CaError::Authority { name: "root".to_owned(), why: "there is no active one".to_owned() };
-        Ok(Self { active: active.ok_or_else(missing)?, roots })
+        let tainted = rows.iter().filter(|a| a.kind == Kind::Issuing && a.state == State::Tainted);
+        let tainted = tainted.map(|a| a.key_id.clone()).collect();
+        Ok(Self { active: active.ok_or_else(missing)?, roots, tainted })
     }
 
     /// The root that signs issuing CAs now.
@@ -80,16 +86,29 @@ impl Authorities {
         TrustBundle::new(trust_domain.clone(), sequence, self.trusted().map(|r| r.certificate.clone()))
     }
 
-    /// Whether `issuing` was signed by a root that is believed.
-    pub fn vouches(&self, issuing: &Issuing) -> bool {
-        self.trusted().any(|r| r.key_id == issuing.issuer_id)
+    /// The trust bundle with roots that were tainted: what they have signed may be replaced, if it is on record.
+    pub fn bundle_with_tainted(&self, trust_domain: &TrustDomain) -> Result<TrustBundle, BundleError> {
+        let all = self.roots.iter().filter(|r| r.state.is_trusted() || r.state == State::Tainted);
+        TrustBundle::new(trust_domain.clone(), 0, all.map(|r| r.certificate.clone()))
     }
 
-    /// What stands above `issuing`, for a peer that knows one root only, be it this one or the one before: its root as signed by the
-    /// root before, then the root itself.
+    /// Whether the key of this issuing CA is known to others.
+    pub fn is_tainted(&self, issuing: &Issuing) -> bool {
+        self.tainted.contains(&hex(&issuing.key_id))
+    }
+
+    /// Whether `issuing` was signed by a root that is believed.
+    pub fn vouches(&self, issuing: &Issuing) -> bool {
+        self.trusted().any(|r| r.key_id == issuing.issuer_id) && !self.is_tainted(issuing)
+    }
+
+    /// What stands above `issuing`, for a peer that knows one root only, be it this one or the one before: the root, or the root as
+    /// signed by the one before, with that one. A pin of either fits one of them, and a chain has four members at most.
     pub fn above(&self, issuing: &Issuing) -> Vec<CertificateDer<'static>> {
-        let Some(root) = self.trusted().find(|r| r.key_id == issuing.issuer_id) else { return Vec::new() };
-        root.cross.iter().chain([&root.certificate]).cloned().collect()
+        let Some(root) = self.roots.iter().find(|r| r.key_id == issuing.issuer_id) else { return Vec::new() };
+        let Some(cross) = &root.cross else { return vec![root.certificate.clone()] };
+        let before = self.trusted().find(|r| Some(&r.key_id) == root.before.as_ref());
+        vec![cross.clone(), before.map_or(&root.certificate, |r| &r.certificate).clone()]
     }
 }
 
@@ -102,6 +121,7 @@ impl Root {
         Ok(Self {
             pin: Pin(sha256(parsed.public_key().raw)),
             certificate: CertificateDer::from(row.der.clone()),
+            before: cross.as_ref().and_then(|c| issuer_of(c)),
             cross,
             key_id: row.key_id.clone(),
             state: row.state,
@@ -109,6 +129,11 @@ impl Root {
             not_after: row.not_after,
         })
     }
+}
+
+fn issuer_of(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    super::authority_key_id(&parsed).map(|id| hex(&id))
 }
 
 /// A certificate as PEM.

@@ -32,7 +32,7 @@ pub(super) async fn ensure(
     if let Some(own) = stored_root(places, trust_domain)? {
         let row = row_of(&own)?;
         // The store of another trust domain, or of one that was begun anew: neither would be what proxies are pinned to.
-        if stored && !rows.iter().any(|a| a.key_id == row.key_id) {
+        if stored && !change.knows_authority(&row.key_id).await? {
             let why = "the store belongs to another root; restore the store that fits, or use an empty data directory".to_owned();
             return Err(CaError::Unusable { path: places.dir.join(CERTIFICATE), why });
         }

@@ -1,15 +1,37 @@
-//! `postern ca`: the authority that signs.
+//! `postern ca`: the authority that signs, its rotation, and what to do when a key got out.
 
-use clap::Subcommand;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
 
 use super::{CliError, Common, output};
-use crate::api::model::{Approve, Approved, IssuingView};
+use crate::api::model::{
+    Approve, Approved, AuthorityView, BeginRotation, IssuingView, RotationView, TaintIssuing, TaintedView,
+};
+
+/// How often a rotation's progress is asked for.
+const LOOK: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Let a new issuing CA take over now; the root and every certificate stay valid
-    #[command(after_help = "Example:\n  postern ca rotate")]
-    Rotate,
+    /// Show the trust domain's roots and issuing CAs
+    #[command(after_help = "Example:\n  postern ca list")]
+    List,
+    /// Let a new issuing CA of this replica take over now, or, with --root, a new root in stages
+    Rotate(Rotate),
+    /// A key got out: no proxy believes what it signed from the next push on
+    #[command(after_help = "Examples:
+  postern ca taint --root         the root: a new one is made, and the old one cut off as soon as connected proxies have it
+  postern ca taint 3f9a…c2        one issuing CA, by its key id; its replica gets another one within a second")]
+    Taint {
+        /// Key id of an issuing CA, as `postern ca list` shows it
+        #[arg(value_name = "KEY_ID", required_unless_present = "root")]
+        key_id: Option<String>,
+        /// The root that signs now
+        #[arg(long, conflicts_with = "key_id")]
+        root: bool,
+    },
     /// Let another replica have an issuing CA: run it on the host that holds the root, with the fingerprint that the replica shows
     #[command(
         after_help = "Example:\n  postern ca approve 3f9a…c2 (the key that the waiting replica prints)"
@@ -21,24 +43,133 @@ pub(super) enum Command {
     },
 }
 
+/// Let a new CA take over
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  postern ca rotate               a new issuing CA; root and certificates stay valid, nobody has to be told
+  postern ca rotate --root        a new root: published, confirmed by every live proxy, then used; ^C leaves it running
+  postern ca rotate --root --force    the same without waiting for proxies that cannot be reached")]
+pub(super) struct Rotate {
+    /// The root instead of the issuing CA
+    #[arg(long)]
+    root: bool,
+    /// Wait for no proxy that cannot be reached; makes a rotation that is under way hurry, too
+    #[arg(long, requires = "root")]
+    force: bool,
+    /// Return at once instead of showing the progress until the new root signs
+    #[arg(long, requires = "root")]
+    detach: bool,
+}
+
 impl Command {
     pub(super) async fn run(self, common: &Common) -> Result<(), CliError> {
-        if let Self::Approve { key } = self {
-            let done: Approved = common.client().post("/v1/ca/approve", &Approve { key }).await?;
-            return match common.is_json() {
-                true => output::json(&done),
-                false => {
-                    output::print(&format!("replica {} gets its issuing CA within a second", done.replica))
-                }
-            };
+        match self {
+            Self::List => list(common).await,
+            Self::Rotate(Rotate { root: false, .. }) => rotate_issuing(common).await,
+            Self::Rotate(Rotate { force, detach, .. }) => rotate_root(common, force, false, detach).await,
+            Self::Taint { key_id: Some(key_id), .. } => taint(common, key_id).await,
+            Self::Taint { .. } => rotate_root(common, true, true, false).await,
+            Self::Approve { key } => approve(common, key).await,
         }
-        let issuing: IssuingView = common.client().post("/v1/ca/rotate", &serde_json::json!({})).await?;
-        if common.is_json() {
-            return output::json(&issuing);
+    }
+}
+
+async fn list(common: &Common) -> Result<(), CliError> {
+    let all: Vec<AuthorityView> = common.client().get("/v1/ca/authorities").await?;
+    if common.is_json() {
+        return output::json(&all);
+    }
+    let rows = all
+        .into_iter()
+        .map(|a| [a.kind, a.state, a.key_id, a.name, a.replica, a.not_after])
+        .collect::<Vec<_>>();
+    output::table(["KIND", "STATE", "KEY ID", "NAME", "REPLICA", "UNTIL"], &rows)
+}
+
+async fn rotate_issuing(common: &Common) -> Result<(), CliError> {
+    let issuing: IssuingView = common.client().post("/v1/ca/rotate", &json!({})).await?;
+    if common.is_json() {
+        return output::json(&issuing);
+    }
+    output::print(&format!(
+        "{} signs from now on, until {}; the root stays, so nobody has to be told",
+        issuing.name, issuing.expires_at
+    ))
+}
+
+/// Begins, then shows each stage until the new root signs.
+async fn rotate_root(common: &Common, force: bool, taint: bool, detach: bool) -> Result<(), CliError> {
+    let begun: RotationView =
+        common.client().post("/v1/ca/rotation", &BeginRotation { force, taint }).await?;
+    let (new_root, mut shown) = (begun.new_root.clone(), String::new());
+    let mut current = Some(begun);
+    loop {
+        let text = match &current {
+            Some(rotation) => stage(rotation),
+            None => "stage 5 of 5: done".to_owned(),
+        };
+        if text != shown && !common.is_json() {
+            output::print(&text)?;
+            shown = text;
         }
-        output::print(&format!(
-            "{} signs from now on, until {}; the root stays, so nobody has to be told",
-            issuing.name, issuing.expires_at
-        ))
+        let is_over = current.as_ref().is_none_or(|r| r.stage >= 4);
+        if detach || is_over {
+            break;
+        }
+        tokio::time::sleep(LOOK).await;
+        let now: Option<RotationView> = common.client().get("/v1/ca/rotation").await?;
+        current = now.filter(|r| r.new_root == new_root);
+    }
+    match common.is_json() {
+        true => output::json(&json!({ "new_root": new_root, "rotation": current })),
+        false => Ok(()),
+    }
+}
+
+/// One line for people.
+fn stage(rotation: &RotationView) -> String {
+    let RotationView { stage, proxies, confirmed, waiting_names, waiting_until, .. } = rotation;
+    let until = waiting_until.as_deref().unwrap_or("soon");
+    match rotation.waiting_for.as_str() {
+        "proxies" if waiting_names.is_empty() => {
+            format!("stage {stage} of 5: confirmed by all {proxies} proxies")
+        }
+        "proxies" => {
+            let names: Vec<&str> = waiting_names.iter().take(10).map(String::as_str).collect();
+            let more = waiting_names.len().saturating_sub(names.len());
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            format!(
+                "stage {stage} of 5: published to {confirmed} of {proxies} proxies; waiting for {}{more} · ^C leaves it running",
+                names.join(", ")
+            )
+        }
+        "tokens" => {
+            format!("stage {stage} of 5: confirmed; join tokens that know the old root alone end at {until}")
+        }
+        "replicas" => {
+            format!("stage {stage} of 5: the new root signs; replicas {} follow", waiting_names.join(", "))
+        }
+        _ => format!(
+            "stage {stage} of 5: the new root signs; the last certificate of the old one ends at {until}"
+        ),
+    }
+}
+
+async fn taint(common: &Common, key_id: String) -> Result<(), CliError> {
+    let done: TaintedView = common.client().post("/v1/ca/taint", &TaintIssuing { key_id }).await?;
+    match common.is_json() {
+        true => output::json(&done),
+        false => output::print(&format!(
+            "issuing CA {} is tainted: generation {} tells every proxy, and each renews at once",
+            done.key_id, done.generation
+        )),
+    }
+}
+
+async fn approve(common: &Common, key: String) -> Result<(), CliError> {
+    let done: Approved = common.client().post("/v1/ca/approve", &Approve { key }).await?;
+    match common.is_json() {
+        true => output::json(&done),
+        false => output::print(&format!("replica {} gets its issuing CA within a second", done.replica)),
     }
 }

@@ -125,6 +125,15 @@ impl Change {
         rows.iter().map(authority).collect()
     }
 
+    /// Whether this authority is on record, pruned or not.
+    pub async fn knows_authority(&mut self, key_id: &str) -> Result<bool, StoreError> {
+        let row = sqlx::query("SELECT COUNT(*) FROM authorities WHERE key_id = $1")
+            .bind(key_id)
+            .fetch_one(&mut *self.tx)
+            .await?;
+        Ok(super::number(&row, 0)? > 0)
+    }
+
     /// Records an authority, or what has become of it.
     pub async fn put_authority(&mut self, authority: &Authority, now: i64) -> Result<(), StoreError> {
         sqlx::query(

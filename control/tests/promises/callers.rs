@@ -3,7 +3,7 @@
 use postern_config::file::Span;
 use postern_config::file::control::SvidConfig;
 use postern_config::wire::v1;
-use postern_control::api::callers::{Grace, TABLE, admit};
+use postern_control::api::callers::{Grace, Standing, TABLE, admit};
 use tonic::Code;
 
 use crate::harness::{Connection, Control, Keys, Svid, TD, enrolled, verify};
@@ -27,24 +27,39 @@ async fn every_method_names_its_caller() {
     let code = |method: &str, peer, now| admit(method, peer, &td, grace, now).map_err(|s| s.code());
     let enroll = "/postern.control.v1.Control/Enroll";
     assert_eq!(code(enroll, None, now), Ok(()));
-    assert_eq!(code(enroll, Some(&workload), now), Err(Code::PermissionDenied));
+    assert_eq!(code(enroll, Some((&workload, Standing::Good)), now), Err(Code::PermissionDenied));
     for method in ["Renew", "Watch", "FetchJwtSvid"] {
         let method = &format!("/postern.control.v1.Control/{method}");
         assert_eq!(code(method, None, now), Err(Code::Unauthenticated));
-        assert_eq!(code(method, Some(&workload), now), Ok(()));
-        assert_eq!(code(method, Some(&workload), now + 1), Err(Code::Unauthenticated), "expired meanwhile");
-        assert_eq!(code(method, Some(&reserved), now), Err(Code::PermissionDenied));
-        assert_eq!(code(method, Some(&foreign), now), Err(Code::PermissionDenied));
+        assert_eq!(code(method, Some((&workload, Standing::Good)), now), Ok(()));
+        assert_eq!(
+            code(method, Some((&workload, Standing::Good)), now + 1),
+            Err(Code::Unauthenticated),
+            "expired meanwhile"
+        );
+        assert_eq!(code(method, Some((&reserved, Standing::Good)), now), Err(Code::PermissionDenied));
+        assert_eq!(code(method, Some((&foreign, Standing::Good)), now), Err(Code::PermissionDenied));
     }
+    let last = Some((&workload, Standing::Last));
+    assert_eq!(
+        code("/postern.control.v1.Control/Renew", last, now),
+        Ok(()),
+        "its CA was tainted: it may renew"
+    );
+    assert_eq!(
+        code("/postern.control.v1.Control/Watch", last, now),
+        Err(Code::PermissionDenied),
+        "and nothing else"
+    );
     for unknown in ["/", "/postern.control.v1.Control/Reflect", "/postern.control.v1.Control/Enroll/", ""] {
-        assert_eq!(code(unknown, Some(&workload), now), Err(Code::PermissionDenied));
+        assert_eq!(code(unknown, Some((&workload, Standing::Good)), now), Err(Code::PermissionDenied));
     }
 
     // With a grace, a late certificate may renew and nothing else, and never longer than it lived.
     let lived = workload.not_after - workload.not_before - 300;
     let grace = Grace::new(&SvidConfig { grace: Span::from_secs(365 * 86_400), ..terms.clone() });
     let code = |method: &str, late| {
-        let peer = Some(&workload);
+        let peer = Some((&workload, Standing::Good));
         admit(method, peer, &td, grace, now + late).map_err(|s| s.code())
     };
     assert_eq!(code("/postern.control.v1.Control/Renew", lived), Ok(()));

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use postern_loadtest::http;
 use postern_loadtest::load::{Load, Plan};
+use postern_loadtest::mesh::{Sidecar, until};
 
 /// For one request; far above what a loaded machine needs.
 pub(crate) const REQUEST: Duration = Duration::from_secs(10);
@@ -18,6 +20,12 @@ pub(crate) fn full() -> bool {
 /// Requests at a given rate, each on a connection of its own.
 pub(crate) fn steady(target: SocketAddr, per_second: u32) -> Load {
     Load::start(Plan { limit: REQUEST, ..Plan::new(target, f64::from(per_second)) }).unwrap()
+}
+
+/// Waits until a request through the sidecar's first outbound listener succeeds.
+pub(crate) fn reaches(sidecar: &Sidecar) {
+    let answered = || http::get(sidecar.outbound(), "/", REQUEST).is_ok_and(|answer| answer.status == 200);
+    until(SOON, || answered().then_some(())).unwrap();
 }
 
 /// Waits a given time, where time itself is what is tested.

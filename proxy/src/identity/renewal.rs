@@ -40,6 +40,12 @@ impl Schedule {
         Self { renew_at_ms: i64::MIN, ..self }
     }
 
+    /// The same, due in a while.
+    pub fn due_in(self, wait: Duration, now_ms: i64) -> Self {
+        let wait = i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+        Self { renew_at_ms: now_ms.saturating_add(wait), ..self }
+    }
+
     /// When renewal is due.
     pub fn at_ms(&self) -> i64 {
         self.renew_at_ms

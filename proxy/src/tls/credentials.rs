@@ -11,7 +11,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 
-use crate::snapshot::Snapshots;
+use crate::snapshot::{Snapshots, Trust};
 
 /// A certificate with its key, as it is presented to peers.
 pub struct Credentials {
@@ -19,6 +19,17 @@ pub struct Credentials {
     leaf: Peer,
     /// When it was received, milliseconds since 1970 by this proxy's clock; renewal counts from here.
     pub received_ms: i64,
+}
+
+/// What peers make of the own certificate by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// They believe it.
+    Good,
+    /// The CA above it is no longer believed: a new one is needed at once.
+    Orphan,
+    /// It was taken back; presenting it any longer would be wrong.
+    Revoked,
 }
 
 /// Why a received certificate is not taken into use.
@@ -60,6 +71,23 @@ impl Credentials {
     /// Who this proxy is.
     pub fn id(&self) -> &SpiffeId {
         &self.leaf.id
+    }
+
+    /// What peers with this trust make of it.
+    pub fn standing(&self, trust: &Trust, now: i64) -> Standing {
+        let revoked = &trust.revoked;
+        let own = Revocations {
+            serials: revoked.serials.clone(),
+            identities: revoked.identities.clone(),
+            ..Revocations::default()
+        };
+        if self.leaf.check_revoked(&own).is_err() {
+            return Standing::Revoked;
+        }
+        match self.leaf.recheck(&trust.bundles, revoked, now) {
+            Ok(()) | Err(VerifyError::Expired { .. }) => Standing::Good,
+            Err(_) => Standing::Orphan,
+        }
     }
 
     /// The least notAfter of its chain, seconds since 1970.
