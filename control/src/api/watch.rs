@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::Plane;
-use super::callers::Standing;
 use crate::clock::now_ms;
 use crate::publish::{Sections, Unannounced, Watching, World};
 use crate::store::{Acknowledgement, Lineage, StoreError};
@@ -23,8 +22,8 @@ use crate::store::{Acknowledgement, Lineage, StoreError};
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// How long a stream may wait for its first message.
 const HELLO: Duration = Duration::from_secs(10);
-/// How long a stream goes on whose certificate lost its CA to a taint: long enough to hear of it.
-const LAST: Duration = Duration::from_secs(5);
+/// How long a stream goes on whose certificate is no longer believed: long enough to hear of it.
+const LAST: Duration = Duration::from_secs(1);
 /// The longest texts that a proxy may say about itself, in characters.
 const MAX_TEXT: usize = 128;
 
@@ -113,28 +112,25 @@ impl Link {
         self.worlds.mark_changed();
         let mut beats = heartbeat();
         let (mut outdated, mut silent) = (false, false);
-        let mut last = None;
+        let mut last: Option<(tokio::time::Instant, Status)> = None;
         loop {
-            let over = last.unwrap_or_else(|| tokio::time::Instant::now() + HEARTBEAT * 2);
+            let over = last.as_ref().map_or_else(tokio::time::Instant::now, |(over, _)| *over);
             tokio::select! {
                 () = ending.cancelled() => return Some(Status::unavailable("ending")),
                 () = watching.replaced.cancelled() => {
                     return Some(Status::aborted("a newer stream of this enrollment took over"));
                 }
-                () = tokio::time::sleep_until(over), if last.is_some() => {
-                    return Some(Status::permission_denied("the CA of this certificate was tainted; renew it"));
-                }
+                () = tokio::time::sleep_until(over), if last.is_some() => return last.map(|(_, status)| status),
                 message = self.inbound.message() => match message {
                     Ok(Some(message)) => if let Some(status) = self.hear(watching, message).await { return Some(status) },
                     Ok(None) | Err(_) => return None,
                 },
                 changed = self.worlds.changed() => {
                     changed.ok()?;
-                    match self.recheck() {
-                        Ok(Standing::Good) => {}
-                        // It has to hear of the taint, or it would not know that it must renew.
-                        Ok(Standing::Last) => { last.get_or_insert(tokio::time::Instant::now() + LAST); }
-                        Err(status) => return Some(status),
+                    // Whoever is cut off hears of it first: a proxy has to stop presenting what was revoked, and to renew
+                    // what lost its CA.
+                    if let Some(status) = self.recheck() && last.is_none() {
+                        last = Some((tokio::time::Instant::now() + LAST, status));
                     }
                     outdated = self.is_outdated();
                     self.announce_again().await;
@@ -150,15 +146,12 @@ impl Link {
         }
     }
 
-    /// Whether the certificate that opened this stream is still believed; one that was revoked itself ends the stream.
-    fn recheck(&self) -> Result<Standing, Status> {
+    /// Why the certificate that opened this stream is no longer believed, if it is not.
+    fn recheck(&self) -> Option<Status> {
         let world = Arc::clone(&self.worlds.borrow());
-        if let Err(error) = self.peer.check_revoked(&world.before_taint.1) {
-            tracing::info!(id = %self.lineage.spiffe_id, reason = %error.reason(), "a stream ends: its certificate was revoked");
-            return Err(Status::permission_denied(error.to_string()));
-        }
-        let believed = self.peer.recheck(&world.bundles, &world.revocations, now_ms() / 1000);
-        Ok(if believed.is_ok() { Standing::Good } else { Standing::Last })
+        let error = self.peer.recheck(&world.bundles, &world.revocations, now_ms() / 1000).err()?;
+        tracing::info!(id = %self.lineage.spiffe_id, reason = %error.reason(), "a stream is about to end");
+        Some(Status::permission_denied(error.to_string()))
     }
 
     fn is_outdated(&self) -> bool {
