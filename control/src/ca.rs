@@ -85,8 +85,8 @@ pub enum CaError {
         /// What is wrong with it.
         why: String,
     },
-    /// The own issuing CA's key is known to others, and its successor is not there yet.
-    #[error("this replica's issuing CA was tainted; nothing is issued until it has another one")]
+    /// The key of the own issuing CA, or of its root, is known to others, and its successor is not there yet.
+    #[error("this replica's issuing CA or its root was tainted; nothing is issued until it has another one")]
     Tainted,
     /// The root has ended.
     #[error("the root of this trust domain ended at {0}; a new one has to be created and distributed")]
@@ -195,7 +195,7 @@ impl Ca {
     /// The issuing CA that signs now, unless nobody would believe what it signs.
     pub fn signing(&self) -> Result<Arc<Issuing>, CaError> {
         let issuing = self.issuing.load_full();
-        if self.authorities.load().is_tainted(&issuing) { Err(CaError::Tainted) } else { Ok(issuing) }
+        if self.authorities.load().vouches(&issuing) { Ok(issuing) } else { Err(CaError::Tainted) }
     }
 
     /// How far notBefore lies in the past.

@@ -105,6 +105,10 @@ async fn keep(plane: &Plane, own: &mut Replica, round: u32) -> Result<(), ServeE
         return Ok(());
     }
     replica::beat(&plane.store, own).await?;
+    let until = now_ms() + millis(LEASE);
+    if let Some(lease) = plane.store.lease("housekeeping", &plane.replica, now_ms(), until).await? {
+        for_all(plane, &lease, round.is_multiple_of(CLEAN_UP)).await?;
+    }
     let now = now_ms() / 1000;
     if plane.ca.is_due(now) {
         without_key(plane.rotate("control").await.map(drop))?;
@@ -124,10 +128,6 @@ async fn keep(plane: &Plane, own: &mut Replica, round: u32) -> Result<(), ServeE
     }
     if plane.tokens.turn().await? {
         plane.publisher.catch_up().await?;
-    }
-    let until = now_ms() + millis(LEASE);
-    if let Some(lease) = plane.store.lease("housekeeping", &plane.replica, now_ms(), until).await? {
-        for_all(plane, &lease, round.is_multiple_of(CLEAN_UP)).await?;
     }
     Ok(())
 }

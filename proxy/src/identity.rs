@@ -214,14 +214,20 @@ impl Driver {
         };
         let announce = v1::Announce { endpoints: self.endpoints.clone() };
         let mut connection = self.open_connection().await?;
-        if self.snapshots.usable_credentials().is_none() && self.take_pen() {
-            // Too late for a stream; within the control plane's grace the certificate may still ask for the next one.
+        if !self.is_good_for_a_stream() && self.take_pen() {
+            // Within the control plane's grace, or after a taint of its CA, the certificate may still ask for the next one.
             let renewed = self.renew(&mut connection).await;
             self.writing = None;
             renewed?;
             connection = self.open_connection().await?;
         }
         Session::open(connection, hello, announce).await
+    }
+
+    fn is_good_for_a_stream(&self) -> bool {
+        let clock = &self.snapshots.clock;
+        let usable = self.snapshots.usable_credentials();
+        usable.is_some_and(|own| own.standing(&self.snapshots.trust.load(), clock.now()) == Standing::Good)
     }
 
     fn open_connection(&self) -> impl Future<Output = Result<Connection, ControlError>> {

