@@ -196,9 +196,11 @@ impl Client {
                         renew_at: Instant::now(),
                         ended: false,
                     };
-                    match self.trust(&mut identity, Some(&bundles), None) {
-                        Ok(()) => self.put_on(&mut identity, credentials),
-                        Err(why) => self.ledger.fault(self.number, "first bundle", &why),
+                    let begun = self.trust(&mut identity, Some(&bundles), None).map_err(Fault::Away);
+                    if let Err(fault) = begun.and_then(|()| self.put_on(&mut identity, credentials)) {
+                        // A real proxy ends here, too: the token is spent.
+                        self.failed("first certificate", &fault);
+                        return None;
                     }
                     self.ledger.note(Event::Enrolled(released.elapsed()));
                     return Some(identity);
@@ -242,32 +244,33 @@ impl Client {
         due: Instant,
     ) -> Result<(), Fault> {
         let next = connection.renew(NewKey::generate()?, self.plan.ttl).await?;
-        self.put_on(identity, next);
+        self.put_on(identity, next)?;
         self.ledger.note(Event::Renewed(due.elapsed()));
         Ok(())
     }
 
-    /// Judges a new certificate as a peer would, and uses it.
-    fn put_on(&self, identity: &mut Identity, credentials: Credentials) {
-        let credentials = Arc::new(credentials);
-        match identity.trust.verify(&credentials.chain, Role::Client) {
-            Ok(Peer { id, serial, not_after, spkis, .. }) => {
-                self.ledger.issued(&serial, spkis.first().map_or(&[], |s| s.as_slice()));
-                let left = u64::try_from(not_after.saturating_sub(now())).unwrap_or(0);
-                identity.life = Duration::from_secs(left);
-                identity.renew_at = Instant::now() + renew_after(identity.life, rand::random());
-                (identity.not_after, identity.ended) = (not_after, false);
-                let mut view = held(&self.seat.view);
-                (view.id, view.serial, view.not_after) = (id.to_string(), serial, not_after);
-                view.refused.clear();
-            }
+    /// Judges a new certificate as a peer would, and uses it; one that cannot be used leaves the one before in force.
+    fn put_on(&self, identity: &mut Identity, credentials: Credentials) -> Result<(), Fault> {
+        let judged = identity.trust.verify(&credentials.chain, Role::Client);
+        let Peer { id, serial, not_after, spkis, .. } = match judged {
+            Ok(peer) => peer,
             Err(why) => {
                 self.ledger.note(Event::Unusable);
                 self.ledger.fault(self.number, "a certificate that cannot be used", &why.to_string());
+                return Err(Fault::Away(why.to_string()));
             }
-        }
-        identity.credentials = Arc::clone(&credentials);
-        *held(&self.seat.own) = Some(credentials);
+        };
+        self.ledger.issued(&serial, spkis.first().map_or(&[], |s| s.as_slice()));
+        let left = u64::try_from(not_after.saturating_sub(now())).unwrap_or(0);
+        identity.life = Duration::from_secs(left);
+        identity.renew_at = Instant::now() + renew_after(identity.life, rand::random());
+        (identity.not_after, identity.ended) = (not_after, false);
+        identity.credentials = Arc::new(credentials);
+        *held(&self.seat.own) = Some(Arc::clone(&identity.credentials));
+        let mut view = held(&self.seat.view);
+        (view.id, view.serial, view.not_after) = (id.to_string(), serial, not_after);
+        view.refused.clear();
+        Ok(())
     }
 
     /// Puts a push in force and acknowledges it, whichever way it went.

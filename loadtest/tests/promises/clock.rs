@@ -19,23 +19,23 @@ fn library() -> String {
 }
 
 /// A clock that a file moves.
-struct FakeClock(PathBuf);
+pub(crate) struct FakeClock(PathBuf);
 
 impl FakeClock {
-    fn new(dir: &Path, name: &str) -> Self {
+    pub(crate) fn new(dir: &Path, name: &str) -> Self {
         let clock = Self(dir.join(format!("{name}.clock")));
         clock.set("+0");
         clock
     }
 
     /// Replaced as a whole: the library may read at any moment.
-    fn set(&self, offset: &str) {
+    pub(crate) fn set(&self, offset: &str) {
         let next = self.0.with_extension("next");
         std::fs::write(&next, format!("{offset}\n")).unwrap();
         std::fs::rename(next, &self.0).unwrap();
     }
 
-    fn env(&self) -> Vec<(String, String)> {
+    pub(crate) fn env(&self) -> Vec<(String, String)> {
         [
             ("LD_PRELOAD", library()),
             ("FAKETIME_TIMESTAMP_FILE", self.0.to_str().unwrap().to_owned()),

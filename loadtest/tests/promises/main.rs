@@ -11,6 +11,7 @@ mod admin;
 mod apps;
 mod auto;
 mod clock;
+mod control_clock;
 mod demo;
 mod fleet;
 mod gateway;
