@@ -12,6 +12,7 @@ use crate::ca::{CaError, Issuing, key_id, revocation, serial, set_validity};
 use crate::digest::serial_hex;
 
 pub mod csr;
+pub mod window;
 
 /// A certificate as signed.
 #[derive(Debug, Clone)]

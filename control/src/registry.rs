@@ -5,6 +5,7 @@
 //! got lost.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use postern_config::attest::NotAdmitted;
@@ -154,6 +155,8 @@ pub struct Issued {
     pub chain: Vec<Vec<u8>>,
     /// Whether this certificate had been issued before, for the same key.
     pub repeated: bool,
+    /// When it shall be renewed, counted from its receipt.
+    pub window: (Duration, Duration),
 }
 
 /// The registry.
@@ -164,6 +167,8 @@ pub struct Registry {
     attestors: Arc<Attestors>,
     terms: SvidConfig,
     limits: Limits,
+    /// Counts certificates, so that their renewals are spread evenly.
+    turns: AtomicU32,
     line: Line,
     metrics: Metrics,
 }
@@ -178,7 +183,7 @@ impl Registry {
         metrics: Metrics,
     ) -> Self {
         let (limits, line) = (Limits::new(now_ms()), Line::new(ISSUING, WAITING, PATIENCE));
-        Self { store, ca, attestors, terms, limits, line, metrics }
+        Self { store, ca, attestors, terms, limits, turns: AtomicU32::default(), line, metrics }
     }
 
     /// Issues the next certificate of the caller's lineage. Idempotent by the request's key. `leaf` is the caller's certificate: it has
@@ -231,7 +236,7 @@ impl Registry {
             let wanted = Some(&earlier.serial) == lineage.next_serial.as_ref()
                 || earlier.serial == lineage.current_serial;
             return match wanted && earlier.serial != serial {
-                true => Ok(Issued { chain: vec![earlier.leaf, earlier.issuer], repeated: true }),
+                true => Ok(self.again(earlier)),
                 false => Err(Refusal::SameKey),
             };
         }
@@ -272,8 +277,22 @@ impl Registry {
             not_after: leaf.not_after * 1000,
         };
         change.add_certificate(&certificate).await?;
+        let certificate_end = certificate.not_after;
         let chain = vec![certificate.leaf, certificate.issuer];
-        Ok((leaf, Issued { chain, repeated: false }))
+        let window = self.window(certificate_end);
+        Ok((leaf, Issued { chain, repeated: false, window }))
+    }
+
+    /// A certificate that was issued before, for the same key.
+    fn again(&self, earlier: Certificate) -> Issued {
+        let window = self.window(earlier.not_after);
+        Issued { chain: vec![earlier.leaf, earlier.issuer], repeated: true, window }
+    }
+
+    /// The next window for a certificate that ends at `not_after` (milliseconds since 1970).
+    fn window(&self, not_after: i64) -> (Duration, Duration) {
+        let left = Duration::from_millis(u64::try_from(not_after - now_ms()).unwrap_or(0));
+        issue::window::of(left, self.turns.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The wish within the bounds of this control plane and of the token.

@@ -239,8 +239,8 @@ impl Driver {
         let ttl_ms = ttl_ms(&self.config);
         let answer = connection.renew(request.csr.clone(), ttl_ms).await?;
         self.note_time(answer.server_time_ms);
-        let chain = answer.svid.unwrap_or_default().chain;
-        let earlier = std::mem::replace(&mut self.issued, request.issued(chain));
+        let issued = request.issued(answer.svid.unwrap_or_default());
+        let earlier = std::mem::replace(&mut self.issued, issued);
         if let Err(why) = self.publish_identity() {
             self.issued = earlier;
             return Err(ControlError::Local(why));
@@ -318,7 +318,7 @@ impl Driver {
             return Err(crate::tls::CredentialError::OtherIdentity { issued, expected }.to_string());
         }
         let not_after_ms = credentials.not_after().saturating_mul(1000);
-        self.schedule = Schedule::new(clock.now_ms(), not_after_ms, rand::random());
+        self.schedule = Schedule::new(clock.now_ms(), not_after_ms, self.issued.window(), rand::random());
         self.snapshots.renewal_ms.store(self.schedule.at_ms(), Ordering::Relaxed);
         tracing::info!(
             id = %credentials.id(),

@@ -133,7 +133,9 @@ fn proof_of_identity<'a>(message: &'a v1::EnrollRequest, caller: &'a Caller) -> 
 }
 
 fn svid(issued: Issued) -> v1::Svid {
-    v1::Svid { chain: issued.chain }
+    let (after, by) = issued.window;
+    let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    v1::Svid { chain: issued.chain, renew_after_ms: ms(after), renew_by_ms: ms(by) }
 }
 
 fn status(refusal: Refusal) -> Status {

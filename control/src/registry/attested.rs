@@ -62,7 +62,7 @@ impl Registry {
                 Bound::Same(lineage) => {
                     let earlier = change.certificate_of_key(&lineage, &key).await?;
                     let earlier = earlier.filter(|c| c.not_after > now_ms()).ok_or(Refusal::Bound)?;
-                    return Ok(Issued { chain: vec![earlier.leaf, earlier.issuer], repeated: true });
+                    return Ok(self.again(earlier));
                 }
                 Bound::Taken => return Err(Refusal::Bound),
             }

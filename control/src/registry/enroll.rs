@@ -123,7 +123,7 @@ impl Registry {
             // The answer to this very key got lost: here it is again.
             let earlier = change.certificate_of_key(&lineage, &key).await?.filter(|c| c.not_after > now_ms());
             let earlier = earlier.ok_or(Refusal::Token(TokenFault::Used))?;
-            return Ok(Issued { chain: vec![earlier.leaf, earlier.issuer], repeated: true });
+            return Ok(self.again(earlier));
         }
         let (leaf, issued) = self.begin(&mut change, &mut lineage, subject, csr, attempt.ttl_ms).await?;
         let entry =

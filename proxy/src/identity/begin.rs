@@ -87,7 +87,7 @@ impl Driver {
             address,
             trust_domain,
             issued,
-            schedule: Schedule::new(0, 0, 0.0),
+            schedule: Schedule::new(0, 0, None, 0.0),
             steps: Steps::default(),
             failures: 0,
             spent_token,
@@ -113,7 +113,7 @@ async fn enroll(
 ) -> Result<(Issued, v1::Bundle), IdentityError> {
     let mut failures = 0;
     let request = Request::new().map_err(IdentityError::Unusable)?;
-    let patience = Schedule::new(0, 0, 0.0);
+    let patience = Schedule::new(0, 0, None, 0.0);
     loop {
         match control::enroll(address, join, &request, ttl_ms(&setup.config), instance()).await {
             Ok(answer) => return Ok((answer.issued, answer.bundle)),

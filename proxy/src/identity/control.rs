@@ -130,7 +130,7 @@ pub(super) async fn enroll(
     let missing =
         || ControlError::Local("the control plane's answer holds no certificate or bundle".to_owned());
     Ok(Enrollment {
-        issued: request.issued(answer.svid.ok_or_else(missing)?.chain),
+        issued: request.issued(answer.svid.ok_or_else(missing)?),
         bundle: answer.bundle.ok_or_else(missing)?,
         server_time_ms: answer.server_time_ms,
     })

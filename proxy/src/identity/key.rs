@@ -1,7 +1,9 @@
 //! Private keys: made in memory for each certificate, shown to the TLS library and, where asked for, to the cache.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use postern_config::wire::v1;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SigningKey as _};
 use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
@@ -17,6 +19,8 @@ pub(super) struct Request {
 pub struct Issued {
     key: Arc<PrivatePkcs8KeyDer<'static>>,
     chain: Vec<Vec<u8>>,
+    /// When the control plane wants it renewed, counted from its receipt; none if it does not say.
+    window: Option<(Duration, Duration)>,
 }
 
 impl Request {
@@ -35,21 +39,28 @@ impl Request {
         self.key.sign(message).map_err(|e| format!("the proof cannot be signed: {e}"))
     }
 
-    /// This key with the chain that it was given, leaf first.
-    pub(super) fn issued(&self, chain: Vec<Vec<u8>>) -> Issued {
-        Issued::new(PrivatePkcs8KeyDer::from(self.key.serialize_der()), chain)
+    /// This key with what was issued for it.
+    pub(super) fn issued(&self, svid: v1::Svid) -> Issued {
+        let issued = Issued::new(PrivatePkcs8KeyDer::from(self.key.serialize_der()), svid.chain);
+        let window = (Duration::from_millis(svid.renew_after_ms), Duration::from_millis(svid.renew_by_ms));
+        Issued { window: (svid.renew_by_ms > 0).then_some(window), ..issued }
     }
 }
 
 impl Issued {
     /// A key (PKCS#8) and its chain, leaf first.
     pub(super) fn new(key: PrivatePkcs8KeyDer<'static>, chain: Vec<Vec<u8>>) -> Self {
-        Self { key: Arc::new(key), chain }
+        Self { key: Arc::new(key), chain, window: None }
     }
 
     /// The key.
     pub(super) fn key(&self) -> &PrivatePkcs8KeyDer<'static> {
         &self.key
+    }
+
+    /// When the control plane wants it renewed, counted from its receipt.
+    pub(super) fn window(&self) -> Option<(Duration, Duration)> {
+        self.window
     }
 
     /// The chain, leaf first.

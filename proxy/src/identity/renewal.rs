@@ -20,11 +20,18 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// For a certificate received at `received_ms` that ends at `not_after_ms`; `random` lies in 0..1.
-    pub fn new(received_ms: i64, not_after_ms: i64, random: f64) -> Self {
+    /// For a certificate received at `received_ms` that ends at `not_after_ms`. `window` is when the control plane wants it renewed,
+    /// counted from its receipt: it chooses among the moments that are safe, and makes none safe that is not. `random` lies in 0..1.
+    pub fn new(
+        received_ms: i64,
+        not_after_ms: i64,
+        window: Option<(Duration, Duration)>,
+        random: f64,
+    ) -> Self {
         let life_ms = not_after_ms.saturating_sub(received_ms).max(0);
-        let share = EARLIEST + (LATEST - EARLIEST) * random;
         let life = Duration::from_millis(life_ms.unsigned_abs());
+        let (earliest, latest) = window.map_or((EARLIEST, LATEST), |window| within(window, life));
+        let share = earliest + (latest - earliest) * random;
         Self {
             renew_at_ms: received_ms + (life_ms as f64 * share) as i64,
             longest_pause: if life.is_zero() {
@@ -64,6 +71,15 @@ impl Schedule {
     }
 }
 
+/// A window as shares of a life, cut to what is safe; one that makes no sense counts for nothing.
+fn within((after, by): (Duration, Duration), life: Duration) -> (f64, f64) {
+    if after > by || by > life || life.is_zero() {
+        return (EARLIEST, LATEST);
+    }
+    let share = |at: Duration| (at.as_secs_f64() / life.as_secs_f64()).clamp(EARLIEST, LATEST);
+    (share(after), share(by))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,16 +87,30 @@ mod tests {
     #[test]
     fn renewal_falls_between_40_and_50_percent_of_the_life_left_at_receipt() {
         for random in [0.0, 0.25, 0.5, 0.999] {
-            let wait = Schedule::new(1_000, 3_601_000, random).wait(1_000).as_secs_f64();
+            let wait = Schedule::new(1_000, 3_601_000, None, random).wait(1_000).as_secs_f64();
             assert!((1440.0..=1800.0).contains(&wait), "{wait}");
         }
     }
 
     #[test]
+    fn the_control_plane_chooses_a_moment_and_never_one_that_is_not_safe() {
+        let seconds = |after, by| Some((Duration::from_secs(after), Duration::from_secs(by)));
+        let wait = |window, random| Schedule::new(0, 1_000_000, window, random).wait(0).as_secs_f64();
+        assert!((430.0..=440.0).contains(&wait(seconds(430, 440), 0.5)));
+        for hostile in
+            [seconds(0, 0), seconds(0, 1), seconds(900, 1000), seconds(440, 430), seconds(0, u64::MAX / 1000)]
+        {
+            for random in [0.0, 0.999] {
+                assert!((400.0..=500.0).contains(&wait(hostile, random)), "{hostile:?}");
+            }
+        }
+    }
+
+    #[test]
     fn the_past_is_due_now_and_nothing_overflows() {
-        assert_eq!(Schedule::new(0, 1000, 0.5).wait(i64::MAX), Duration::ZERO);
-        assert_eq!(Schedule::new(5_000, 1_000, 0.5).wait(5_000), Duration::ZERO);
-        assert!(Schedule::new(0, i64::MAX, 0.9).wait(i64::MIN) > Duration::ZERO);
+        assert_eq!(Schedule::new(0, 1000, None, 0.5).wait(i64::MAX), Duration::ZERO);
+        assert_eq!(Schedule::new(5_000, 1_000, None, 0.5).wait(5_000), Duration::ZERO);
+        assert!(Schedule::new(0, i64::MAX, None, 0.9).wait(i64::MIN) > Duration::ZERO);
     }
 
     #[test]
@@ -88,7 +118,7 @@ mod tests {
         // Renewal at the latest possible point, the outage just before it: tries go on until the end of life.
         for life_s in [5.0, 20.0, 3600.0, 86_400.0] {
             let life_ms = (life_s * 1000.0) as i64;
-            let schedule = Schedule::new(0, life_ms, 1.0);
+            let schedule = Schedule::new(0, life_ms, None, 1.0);
             let outage_ends = life_s * (LATEST + 0.40);
             let mut at = schedule.wait(0).as_secs_f64();
             let mut failures = 0;
@@ -104,7 +134,7 @@ mod tests {
     fn pauses_never_reach_zero_and_never_exceed_the_longest() {
         for failures in 0..100 {
             for random in [0.0, 0.5, 1.0] {
-                let pause = Schedule::new(0, 3_600_000, 0.5).retry_after(failures, random);
+                let pause = Schedule::new(0, 3_600_000, None, 0.5).retry_after(failures, random);
                 assert!(pause >= SHORTEST_PAUSE / 2 && pause <= LONGEST_PAUSE, "{failures}: {pause:?}");
             }
         }

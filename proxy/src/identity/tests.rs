@@ -25,8 +25,8 @@ fn driver(address: String, join: Option<JoinSource>) -> Driver {
         address,
         held: Held::new(trust_domain.clone()),
         trust_domain,
-        issued: key::Request::new().unwrap().issued(Vec::new()),
-        schedule: Schedule::new(0, 0, 0.0),
+        issued: key::Request::new().unwrap().issued(v1::Svid::default()),
+        schedule: Schedule::new(0, 0, None, 0.0),
         steps: Steps::default(),
         failures: 0,
         spent_token: None,
@@ -79,7 +79,7 @@ fn a_refused_renewal_leaves_the_stream_of_pushes_open() {
 async fn a_clock_that_jumps_ahead_makes_renewal_due_at_once() {
     let mut driver = driver("127.0.0.1:1".to_owned(), None);
     let now_ms = driver.snapshots.clock.now_ms();
-    driver.schedule = Schedule::new(now_ms, now_ms + 30 * 86_400_000, 0.5);
+    driver.schedule = Schedule::new(now_ms, now_ms + 30 * 86_400_000, None, 0.5);
     let now = driver.snapshots.clock.sample();
     driver.steps.observe(crate::clock::Sample { host_ms: now.host_ms - 86_400_000, ..now });
     assert!(driver.watch_clock(), "it asks for a try at once");
