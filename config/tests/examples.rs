@@ -40,6 +40,7 @@ fn every_configuration_loads_and_makes_sense() {
     }
     let expected = [
         "control-attested",
+        "control-public",
         "control-vault",
         "control",
         "gateway",

@@ -55,6 +55,8 @@ pub struct Plane {
     pub rotating: tokio::sync::Mutex<()>,
     /// Who is connected.
     pub proxies: Proxies,
+    /// Token exchange, where it is on.
+    pub exchange: Option<crate::exchange::Exchange>,
     /// The shortest pause between two fetches of one foreign bundle.
     pub federation_floor: std::time::Duration,
     /// What is counted.

@@ -31,6 +31,7 @@ pub mod ca;
 pub mod cli;
 pub mod clock;
 pub mod digest;
+pub mod exchange;
 pub mod federation;
 pub mod fetch;
 mod housekeeping;
@@ -190,6 +191,7 @@ pub async fn run(
         proxies: publish::Proxies::default(),
         streams: TaskTracker::new(),
         advertise: config.advertise.clone().unwrap_or_else(|| advertised(bound)),
+        exchange: exchange::Exchange::new(&config.exchange, ca.trust_domain())?,
         federation_floor: config.federation.min_interval.as_duration(),
         replica,
         store,

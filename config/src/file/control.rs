@@ -11,6 +11,7 @@ use crate::id::TrustDomain;
 use crate::service::is_host_port;
 
 pub mod attest;
+mod exchange;
 mod federation;
 mod jwt;
 pub mod keys;
@@ -18,6 +19,7 @@ mod public;
 mod revocation;
 mod store;
 
+pub use exchange::{ExchangeConfig, ExchangeRule};
 pub use federation::FederationConfig;
 pub use jwt::JwtConfig;
 pub use public::PublicConfig;
@@ -52,6 +54,8 @@ pub struct ControlConfig {
     pub federation: FederationConfig,
     /// Signed revocation lists and OCSP, for verifiers that are no proxies of ours.
     pub revocation: RevocationConfig,
+    /// Token exchange on the public port.
+    pub exchange: ExchangeConfig,
     /// Policies of this namespace apply to every workload, as in Istio.
     pub root_namespace: String,
     /// Health and metrics over plain HTTP.
@@ -146,6 +150,7 @@ impl ControlConfig {
         self.jwt.check()?;
         self.public.check()?;
         self.federation.check()?;
+        self.exchange.check(self.public.listen.is_some(), self.jwt.issuer().as_deref())?;
         let SvidConfig { ttl, min_ttl, max_ttl, .. } = self.svid;
         let wrong = |message: String| Err(YamlError::without_place(message));
         if let Some(advertise) = self.advertise.as_ref().filter(|a| !is_host_port(a)) {
@@ -180,6 +185,7 @@ impl Default for ControlConfig {
             jwt: JwtConfig::default(),
             public: PublicConfig::default(),
             federation: FederationConfig::default(),
+            exchange: ExchangeConfig::default(),
             svid: SvidConfig::default(),
             ca: CaConfig::default(),
             attest: attest::AttestConfig::default(),

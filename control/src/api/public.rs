@@ -1,11 +1,12 @@
-//! The public door: HTTPS for whoever asks, with what anybody may know. GET alone, no client certificate, bounded in everything.
+//! The public door: HTTPS for whoever asks, with what anybody may know. No client certificate, GET alone but for the token
+//! exchange, bounded in everything.
 //!
 //! `/bundle` is the trust domain's bundle as a SPIFFE bundle endpoint serves it (SPIFFE Federation §5), in both profiles;
 //! `/keys` and `/.well-known/openid-configuration` are for verifiers of JWTs that know OpenID Connect and not SPIFFE. The last
 //! two stand below the issuer's path.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use super::Plane;
 
 mod tls;
+mod token;
 
 pub use tls::{Faces, WebError};
 
@@ -97,13 +99,13 @@ impl Public {
                 } => accepted,
             };
             let (Ok(permit), stream) = accepted else { break };
-            let Ok((stream, _)) = stream else {
+            let Ok((stream, remote)) = stream else {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             };
             let (acceptor, site, shutdown) = (acceptor.clone(), Arc::clone(&site), shutdown.clone());
             tasks.spawn(async move {
-                connection(acceptor, stream, site, shutdown).await;
+                connection(acceptor, stream, remote, site, shutdown).await;
                 drop(permit);
             });
         }
@@ -112,11 +114,17 @@ impl Public {
     }
 }
 
-async fn connection(acceptor: TlsAcceptor, stream: TcpStream, site: Arc<Site>, shutdown: CancellationToken) {
+async fn connection(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    remote: SocketAddr,
+    site: Arc<Site>,
+    shutdown: CancellationToken,
+) {
     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await else { return };
     let service = service_fn(move |request: Request<Incoming>| {
         let site = Arc::clone(&site);
-        async move { Ok::<_, Infallible>(site.answer(&request)) }
+        async move { Ok::<_, Infallible>(site.answer(request, remote.ip()).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -148,8 +156,11 @@ impl Site {
         Self { plane, refresh_hint: refresh_hint.as_secs().max(1), prefix }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, remote: IpAddr) -> Response<Full<Bytes>> {
         let below = request.uri().path().strip_prefix(&self.prefix);
+        if let (Some("/token"), Some(exchange)) = (below, &self.plane.exchange) {
+            return token::answer(&self.plane, exchange, request, remote).await;
+        }
         let document = match (request.uri().path(), below) {
             ("/bundle", _) => self.bundle().map(|b| b.with_refresh_hint(self.refresh_hint).to_document()),
             (_, Some("/keys")) => self.bundle().map(|bundle| keys(&bundle)),
@@ -158,9 +169,7 @@ impl Site {
         };
         let Some(document) = document else { return status(StatusCode::NOT_FOUND) };
         if *request.method() != Method::GET && *request.method() != Method::HEAD {
-            let mut response = status(StatusCode::METHOD_NOT_ALLOWED);
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
+            return not_allowed("GET, HEAD");
         }
         let mut response = Response::new(Full::new(Bytes::from(document)));
         let headers = response.headers_mut();
@@ -181,7 +190,7 @@ impl Site {
     /// OpenID Connect Discovery §3, as far as it is about keys.
     fn discovery(&self) -> Option<String> {
         let issuer = self.plane.tokens.issuer()?;
-        let document = json!({
+        let mut document = json!({
             "issuer": issuer,
             "jwks_uri": format!("{issuer}/keys"),
             "authorization_endpoint": "",
@@ -190,6 +199,11 @@ impl Site {
             "id_token_signing_alg_values_supported": ["ES256"],
             "claims_supported": ["aud", "exp", "iat", "iss", "sub"],
         });
+        if self.plane.exchange.is_some() {
+            document["token_endpoint"] = format!("{issuer}/token").into();
+            document["grant_types_supported"] = json!(["urn:ietf:params:oauth:grant-type:token-exchange"]);
+            document["token_endpoint_auth_methods_supported"] = json!(["none"]);
+        }
         Some(document.to_string())
     }
 }
@@ -198,6 +212,12 @@ impl Site {
 fn keys(bundle: &TrustBundle) -> String {
     let keys: Vec<_> = bundle.jwt_keys().iter().map(JwtKey::to_plain_jwk).collect();
     json!({ "keys": keys }).to_string()
+}
+
+fn not_allowed(allow: &'static str) -> Response<Full<Bytes>> {
+    let mut response = status(StatusCode::METHOD_NOT_ALLOWED);
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+    response
 }
 
 fn status(status: StatusCode) -> Response<Full<Bytes>> {

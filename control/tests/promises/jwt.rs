@@ -25,7 +25,7 @@ pub(crate) async fn fetch(
 }
 
 /// A workload's connection, and the bundle that it was pushed.
-async fn workload(control: &Control, path: &str) -> (Connection, TrustBundle) {
+pub(crate) async fn workload(control: &Control, path: &str) -> (Connection, TrustBundle) {
     let (join, svid) = enrolled(control, path, &[]).await;
     let mut watch = Watch::open(control, &join, &svid).await.unwrap();
     let bundle = pushed(&watch.next().await.unwrap());
@@ -37,13 +37,13 @@ fn pushed(message: &v1::WatchResponse) -> TrustBundle {
     TrustBundle::clone(set.of(TD).unwrap())
 }
 
-fn judge(token: &str, audience: &str, bundle: &TrustBundle) -> Result<JwtSvid, JwtSvidError> {
+pub(crate) fn judge(token: &str, audience: &str, bundle: &TrustBundle) -> Result<JwtSvid, JwtSvidError> {
     let bundles: BundleSet = [bundle.clone()].into_iter().collect();
     let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
     validate(token, audience, &bundles, now(), algorithms)
 }
 
-fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() as i64
 }
 

@@ -12,6 +12,7 @@ mod callers;
 mod certificates;
 mod crash;
 mod enrollment;
+mod exchange;
 mod federation;
 mod harness;
 mod jwt;

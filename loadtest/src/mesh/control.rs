@@ -54,6 +54,7 @@ pub struct ControlPlane {
     process: Process,
     root: String,
     metrics: SocketAddr,
+    public: Option<SocketAddr>,
     files: Cell<usize>,
 }
 
@@ -88,6 +89,7 @@ impl ControlPlane {
             process,
             root: ready["root"].as_str().context("no `root` in the ready line")?.to_owned(),
             metrics: address(&ready, "metrics")?,
+            public: address(&ready, "public").ok(),
             files: Cell::new(0),
         })
     }
@@ -124,6 +126,11 @@ impl ControlPlane {
     /// Where its `/livez`, `/readyz` and `/metrics` are.
     pub fn metrics_address(&self) -> SocketAddr {
         self.metrics
+    }
+
+    /// Where its public port is, if it has one.
+    pub fn public_address(&self) -> Option<SocketAddr> {
+        self.public
     }
 
     /// The pin of the root certificate, `sha256:…`.

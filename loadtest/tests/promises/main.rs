@@ -13,6 +13,7 @@ mod auto;
 mod clock;
 mod control_clock;
 mod demo;
+mod federation;
 mod fleet;
 mod gateway;
 mod grpc;
