@@ -18,6 +18,7 @@ pub mod lists;
 pub mod model;
 pub mod probes;
 pub mod public;
+pub mod records;
 pub mod revocations;
 pub mod rotation;
 pub mod socket;

@@ -5,6 +5,25 @@ use serde_json::{Value, json};
 use crate::clock::now_ms;
 use crate::store::{Change, Record, Store, StoreError};
 
+pub mod chain;
+pub mod checkpoint;
+pub mod verify;
+
+tokio::task_local! {
+    /// What the records of one request have in common.
+    static CORRELATION: String;
+}
+
+/// Runs one request: every record that it leads to carries `id`.
+pub async fn correlated<F: Future>(id: String, request: F) -> F::Output {
+    CORRELATION.scope(id, request).await
+}
+
+/// A new correlation id, a ULID.
+pub fn correlation() -> String {
+    ulid::Ulid::new().to_string()
+}
+
 /// An audit record on its way to the store.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -26,13 +45,17 @@ impl Entry {
         // A caller chooses what it asks for; the record keeps enough of it to recognise it.
         let subject = subject.chars().take(300).collect();
         let record = Record {
+            chain: String::new(),
             seq: 0,
             at: now_ms(),
+            id: CORRELATION.try_with(Clone::clone).unwrap_or_else(|_| correlation()),
             actor,
             action: action.to_owned(),
             subject,
             outcome: outcome.to_owned(),
             detail,
+            prev: String::new(),
+            hash: String::new(),
         };
         Self { record }
     }
@@ -51,13 +74,13 @@ impl Entry {
 
     /// Appends to a change that is under way; call [`Entry::log`] once that is committed.
     pub async fn append(&self, change: &mut Change) -> Result<(), StoreError> {
-        change.append_audit(&self.record).await.map(drop)
+        change.append_audit(&self.record).await
     }
 
     /// Tells the log.
     pub fn log(&self) {
-        let Record { actor, action, subject, outcome, detail, .. } = &self.record;
-        tracing::info!(target: "audit", %actor, %action, %subject, %outcome, %detail);
+        let Record { id, actor, action, subject, outcome, detail, .. } = &self.record;
+        tracing::info!(target: "audit", %id, %actor, %action, %subject, %outcome, %detail);
     }
 
     /// Appends as a change of its own: for refusals, which change nothing else.

@@ -106,6 +106,9 @@ pub enum ServeError {
     /// The certificate for the public port cannot be used.
     #[error(transparent)]
     Web(#[from] api::public::WebError),
+    /// Checkpoints of the audit record cannot be signed.
+    #[error(transparent)]
+    Checkpoint(#[from] audit::checkpoint::CheckpointError),
     /// Credentials cannot be judged.
     #[error(transparent)]
     Attest(#[from] attest::AttestError),
@@ -147,7 +150,7 @@ pub async fn run(
     let data = prepare(&config.data)?;
     let _lock = lock(&data)?;
     let replica = replica::name(&data).map_err(|source| ServeError::Data { path: data.clone(), source })?;
-    let store = store::Store::open(&location(&config, &data)).await?;
+    let store = store::Store::open(&location(&config, &data)).await?.recording_as(&replica);
     let trust_domain = trust_domain(&store, &config, &data).await?;
     let keys = data.join("ca");
     let opened = ca::Ca::open(&keys, &config, &trust_domain, &replica, &store, waiting);
@@ -165,6 +168,8 @@ pub async fn run(
     let attestors = Arc::new(attest::Attestors::new(&config.attest, &trust_domain)?);
     let metrics = telemetry::Metrics::new();
     after_restart(&store, &replica).await?;
+    let signer =
+        audit::checkpoint::Signer::open(&data.join("audit"), &replica, &config.audit, &store).await?;
     let tokens =
         jwt::Tokens::open(&data.join("jwt"), &replica, config.jwt.clone(), store.clone(), metrics.clone())
             .await?;
@@ -231,6 +236,7 @@ pub async fn run(
     tasks.spawn(housekeeping::run(Arc::clone(&plane), shutdown.clone()));
     tasks.spawn(housekeeping::probe_keys(Arc::clone(&plane), shutdown.clone()));
     tasks.spawn(federation::poll::run(Arc::clone(&plane), shutdown.clone()));
+    tasks.spawn(signer.run(plane.store.clone(), shutdown.clone()));
     tasks.spawn(housekeeping::follow(Arc::clone(&plane), shutdown.clone()));
     if let Some(probes) = probes {
         tasks.spawn(api::probes::serve(probes, Arc::clone(&plane), shutdown.clone()));

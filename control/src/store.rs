@@ -26,7 +26,7 @@ mod rotations;
 mod tokens;
 
 pub use attestations::{Binding, Bound};
-pub use audit::Record;
+pub use audit::{Head, Record};
 pub use authorities::{Authority, IssuingRequest, Kind, State};
 pub use federation::Foreign;
 pub use feed::Hints;
@@ -99,6 +99,7 @@ pub struct Store {
     engine: Engine,
     read: AnyPool,
     write: AnyPool,
+    chain: std::sync::Arc<str>,
 }
 
 /// One transaction of changes. Dropped without [`Change::commit`], it changes nothing.
@@ -107,6 +108,7 @@ pub struct Change {
     engine: Engine,
     tx: sqlx::Transaction<'static, Any>,
     is_news: bool,
+    chain: std::sync::Arc<str>,
 }
 
 impl StoreError {
@@ -141,7 +143,7 @@ impl Store {
     pub async fn change_rows(&self) -> Result<Change, StoreError> {
         let begun = self.write.begin_with(self.engine.begin()).await;
         let tx = begun.map_err(|error| self.engine.explain(error))?;
-        Ok(Change { engine: self.engine.clone(), tx, is_news: false })
+        Ok(Change { engine: self.engine.clone(), tx, is_news: false, chain: self.chain.clone() })
     }
 
     /// A fact written once, such as the trust domain.

@@ -11,6 +11,7 @@ use crate::id::TrustDomain;
 use crate::service::is_host_port;
 
 pub mod attest;
+mod audit;
 mod exchange;
 mod federation;
 mod jwt;
@@ -19,6 +20,7 @@ mod public;
 mod revocation;
 mod store;
 
+pub use audit::AuditConfig;
 pub use exchange::{ExchangeConfig, ExchangeRule};
 pub use federation::FederationConfig;
 pub use jwt::JwtConfig;
@@ -48,6 +50,8 @@ pub struct ControlConfig {
     pub jwt: JwtConfig,
     /// The bundle endpoint, OIDC discovery and keys.
     pub public: PublicConfig,
+    /// The record of everything that was asked and done.
+    pub audit: AuditConfig,
     /// By what else than join tokens workloads may enroll.
     pub attest: attest::AttestConfig,
     /// Other trust domains' bundles.
@@ -149,6 +153,7 @@ impl ControlConfig {
         self.revocation.check()?;
         self.jwt.check()?;
         self.public.check()?;
+        self.audit.check()?;
         self.federation.check()?;
         self.exchange.check(self.public.listen.is_some(), self.jwt.issuer().as_deref())?;
         let SvidConfig { ttl, min_ttl, max_ttl, .. } = self.svid;
@@ -188,6 +193,7 @@ impl Default for ControlConfig {
             exchange: ExchangeConfig::default(),
             svid: SvidConfig::default(),
             ca: CaConfig::default(),
+            audit: AuditConfig::default(),
             attest: attest::AttestConfig::default(),
             revocation: RevocationConfig::default(),
             root_namespace: "istio-system".into(),

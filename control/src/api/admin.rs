@@ -17,12 +17,12 @@ use super::model::{
     Applied, ApplyPolicies, Behind, CreateToken, CreatedToken, Identity, IssuingView, ProxiesView, Refused,
     ServiceView, Status,
 };
-use crate::audit::Entry;
+use crate::audit::{self, Entry};
 use crate::clock::{now_ms, rfc3339};
 use crate::digest::hex;
 use crate::publish::PublishError;
 use crate::registry::{NewToken, TokenError};
-use crate::store::{Change, Record, StoreError};
+use crate::store::{Change, StoreError};
 
 /// The largest body, in bytes: the policies of a large mesh.
 const MAX_BODY: usize = 16 * 1024 * 1024;
@@ -47,13 +47,24 @@ pub fn router(plane: Arc<Plane>) -> Router {
         .route("/v1/policies", get(policies).post(apply_policies))
         .route("/v1/policies/{namespace}/{name}", delete(delete_policy))
         .route("/v1/ca/rotate", post(rotate))
-        .route("/v1/audit", get(audit))
         .fallback(|| async { Failed::new(StatusCode::NOT_FOUND, "not_found", "no such resource") })
         .merge(super::federation::routes())
         .merge(super::revocations::routes())
         .merge(super::rotation::routes())
+        .merge(super::records::routes())
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(axum::middleware::from_fn(correlate))
         .with_state(plane)
+}
+
+/// Gives every request an id, which its records, their log lines and the answer carry.
+pub(super) async fn correlate(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+    let id = audit::correlation();
+    let mut response = audit::correlated(id.clone(), next.run(request)).await;
+    if let Ok(value) = http::HeaderValue::try_from(id) {
+        response.headers_mut().insert("x-correlation-id", value);
+    }
+    response
 }
 
 async fn status(State(plane): Shared) -> Result<Json<Status>, Failed> {
@@ -258,23 +269,6 @@ fn issuing_view(issuing: &crate::ca::Issuing) -> IssuingView {
         key_id: hex(&issuing.key_id),
         expires_at: rfc3339(issuing.not_after * 1000),
     }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Last {
-    #[serde(default = "Last::default_count")]
-    last: u32,
-}
-
-impl Last {
-    fn default_count() -> u32 {
-        50
-    }
-}
-
-async fn audit(State(plane): Shared, Query(query): Query<Last>) -> Result<Json<Vec<Record>>, Failed> {
-    Ok(Json(plane.store.audit(query.last.min(10_000)).await?))
 }
 
 /// A JSON body whose mistakes are answered in the API's own form.

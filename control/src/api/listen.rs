@@ -29,6 +29,7 @@ use super::callers::{Caller, Reached, Standing, admit};
 use super::grpc::ControlService;
 use super::stubs::control_server::ControlServer;
 use super::tls::{self, Identified};
+use crate::audit;
 use crate::clock::now_ms;
 use crate::limits::Line;
 
@@ -228,7 +229,8 @@ fn call(
         let action = request.uri().path().rsplit('/').next() == Some("Enroll");
         request.extensions_mut().insert(caller);
         request.extensions_mut().insert(reached.clone());
-        let response = match control.call(request).await {
+        let answered = audit::correlated(audit::correlation(), control.call(request));
+        let response = match answered.await {
             Ok(response) => response,
             Err(never) => match never {},
         };

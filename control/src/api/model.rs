@@ -378,3 +378,40 @@ pub struct AuthorityView {
     /// Its end.
     pub not_after: String,
 }
+
+/// `GET /v1/audit/chains`: one chain of the audit record.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ChainView {
+    /// Its name; empty for records from before there were chains.
+    pub chain: String,
+    /// Its first record at or behind the time that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<u64>,
+    /// Its last record, as noted when that was appended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<crate::store::Head>,
+}
+
+/// `GET /v1/audit/checkpoints`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Checkpoints {
+    /// Each as JSON text, as it was signed.
+    pub checkpoints: Vec<String>,
+}
+
+/// `POST /v1/snapshots`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TakeSnapshot {
+    /// Whether the caller will pack private keys with it; for the record.
+    pub with_keys: bool,
+}
+
+/// A snapshot of the store, which the caller removes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SnapshotMade {
+    /// Its name below the data directory.
+    pub file: String,
+    /// The trust domain.
+    pub trust_domain: String,
+}

@@ -19,6 +19,9 @@ const BUSY: Duration = Duration::from_secs(10);
 /// How long a caller waits for a PostgreSQL that does not answer: shorter than any caller's own patience.
 const UNREACHABLE: Duration = Duration::from_secs(4);
 
+/// The chain of records that no replica has written.
+const NAMELESS: &str = "nameless";
+
 static SQLITE: Migrator = sqlx::migrate!("./migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("./migrations/postgres");
 
@@ -68,7 +71,7 @@ pub(super) async fn open(location: &Location) -> Result<Store, StoreError> {
     let write = pool(1).await.map_err(|error| engine.explain(error))?;
     engine.migrations().run(&write).await?;
     let read = pool(READERS).await.map_err(|error| engine.explain(error))?;
-    Ok(Store { engine, read, write })
+    Ok(Store { engine, read, write, chain: NAMELESS.into() })
 }
 
 /// Whether the same statement may succeed on another connection, or once somebody else's change is over.

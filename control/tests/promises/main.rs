@@ -8,6 +8,7 @@
 )]
 
 mod attestation;
+mod audit;
 mod callers;
 mod certificates;
 mod crash;
