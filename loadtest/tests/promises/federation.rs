@@ -5,9 +5,12 @@ use std::time::Duration;
 use postern_config::bundle::TrustBundle;
 use postern_loadtest::app::App;
 use postern_loadtest::http;
-use postern_loadtest::mesh::{ControlOptions, Mesh, Sidecar, allow_only, until};
+use postern_loadtest::mesh::{
+    Binaries, ControlOptions, ControlPlane, Directory, Mesh, Postgres, Sidecar, allow_only, until,
+};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -22,13 +25,13 @@ fn mesh(trust_domain: &str) -> Mesh {
 }
 
 /// Lets `members` of `here` believe who is of `there`, from nothing but what an operator carries over by hand.
-fn federate(here: &Mesh, there: &Mesh, members: &[&str]) {
-    let domain = there.control.trust_domain();
-    let root = CertificateDer::from_pem_file(there.control.data().join("ca/root.pem")).unwrap();
+fn federate(here: &Mesh, there: &ControlPlane, members: &[&str]) -> Value {
+    let domain = there.trust_domain();
+    let root = CertificateDer::from_pem_file(there.data().join("ca/root.pem")).unwrap();
     let bundle = TrustBundle::new(domain.parse().unwrap(), 0, [root]).unwrap();
     let file = here.dir().join(format!("{domain}.json"));
     std::fs::write(&file, bundle.to_document()).unwrap();
-    let url = format!("https://{}/bundle", there.control.public_address().unwrap());
+    let url = format!("https://{}/bundle", there.public_address().unwrap());
     let (endpoint, ids) = (format!("spiffe://{domain}/postern/control"), members.iter().map(|m| here.id(m)));
     let mut command: Vec<String> = ["federation", "add", domain, "--url", &url, "--profile", "https_spiffe"]
         .into_iter()
@@ -43,6 +46,7 @@ fn federate(here: &Mesh, there: &Mesh, members: &[&str]) {
         added["federation"]["sequence"].as_u64().unwrap() > 0,
         "fetched, and not only what was carried: {added}"
     );
+    added["federation"].clone()
 }
 
 /// A request that is refused, one way or another.
@@ -61,8 +65,8 @@ fn two_trust_domains_talk_where_both_want_it() {
     for (name, sidecar) in [("shop", &shop), ("closed", &closed)] {
         ours.control.apply_service(name, &theirs.id(name), &[sidecar.inbound()]).unwrap();
     }
-    federate(&ours, &theirs, &["web", "other"]);
-    federate(&theirs, &ours, &["shop"]);
+    federate(&ours, &theirs.control, &["web", "other"]);
+    federate(&theirs, &ours.control, &["shop"]);
     let principals = [ours.id("web").trim_start_matches("spiffe://").to_owned()];
     let generation = theirs.control.apply_policy(&allow_only("abroad", &principals)).unwrap();
     for sidecar in [&shop, &closed] {
@@ -98,4 +102,49 @@ fn two_trust_domains_talk_where_both_want_it() {
     // Taken back, it is as if it had never been.
     theirs.control.json(&["federation", "remove", "a.example"]).unwrap();
     until(SOON, || http::get(web.outbound(), "/", SOON).is_err().then_some(())).unwrap();
+}
+
+/// Keys for JWT-SVIDs are each replica's own; what they publish is one bundle under one sequence.
+#[test]
+fn every_replica_publishes_the_keys_of_all() {
+    let (binaries, dir, postgres) =
+        (Binaries::build().unwrap(), Directory::new().unwrap(), Postgres::start().unwrap());
+    let config = format!("store: {{ url: {:?} }}\npublic: {{ listen: '127.0.0.1:0' }}\n", postgres.url());
+    let mut replicas: Vec<ControlPlane> = Vec::new();
+    for number in 0..2 {
+        let place = dir.path().join(format!("r{number}"));
+        std::fs::create_dir(&place).unwrap();
+        let options = ControlOptions { config: config.clone(), ..ControlOptions::default() };
+        let approve = |key: &str| replicas[0].json(&["ca", "approve", key]).map(drop);
+        replicas.push(ControlPlane::start_replica(&binaries, &place, options, approve).unwrap());
+    }
+    let abroad = mesh("b.example");
+    federate(&abroad, &replicas[0], &["web"]);
+    // Whichever of them is asked, and whether or not it has heard of the other's key yet when it is asked first.
+    for replica in [&replicas[1], &replicas[0]] {
+        let url = format!("https://{}/bundle", replica.public_address().unwrap());
+        let domain = replica.trust_domain();
+        let endpoint = format!("spiffe://{domain}/postern/control");
+        let add = [
+            "federation",
+            "add",
+            domain,
+            "--url",
+            &url,
+            "--profile",
+            "https_spiffe",
+            "--endpoint-id",
+            &endpoint,
+        ];
+        let web = abroad.id("web");
+        let added = abroad.control.json(&[&add[..], &["--for", &web]].concat()).unwrap();
+        assert_eq!(added["error"], "", "{added}");
+        let seen = until(SOON, || {
+            let refreshed = abroad.control.json(&["federation", "refresh", domain]).unwrap();
+            (refreshed["federation"]["jwt_keys"] == 2).then_some(refreshed)
+        });
+        assert!(seen.is_some(), "{added}");
+    }
+    let sequences = abroad.control.json(&["federation", "list"]).unwrap();
+    assert!(sequences[0]["sequence"].as_u64().unwrap() >= 2, "{sequences}");
 }
