@@ -10,6 +10,7 @@ use crate::store::Store;
 use crate::telemetry::Metrics;
 
 pub mod admin;
+pub mod backup;
 pub mod callers;
 pub mod federation;
 pub mod grpc;
@@ -38,6 +39,8 @@ pub mod stubs {
 /// Everything that the doors share.
 #[derive(Debug)]
 pub struct Plane {
+    /// The data directory.
+    pub data: std::path::PathBuf,
     /// Durable facts.
     pub store: Store,
     /// This process among those that share the store.

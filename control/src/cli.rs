@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use postern_config::file::FileError;
 
 mod audit;
+mod backup;
 mod ca;
 mod client;
 mod demo;
@@ -86,6 +87,10 @@ enum Command {
     Ca(ca::Command),
     /// Show the newest audit records
     Audit(audit::Audit),
+    /// Write the store, and keys if asked for, into one file
+    Backup(backup::Backup),
+    /// Restore a backup into an empty data directory
+    Restore(backup::Restore),
     /// Run a whole mesh on this machine (hands over to `postern-loadtest demo`)
     #[command(disable_help_flag = true)]
     Demo(demo::Demo),
@@ -153,6 +158,8 @@ fn run(cli: Cli) -> Result<(), CliError> {
             Command::Revoke(command) => command.run(common).await,
             Command::Ca(command) => command.run(common).await,
             Command::Audit(command) => command.run(common).await,
+            Command::Backup(command) => command.run(common).await,
+            Command::Restore(command) => command.run(common).await,
             Command::Demo(command) => Err(demo::hand_over(&command.arguments)),
         }
     })

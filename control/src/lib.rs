@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 pub mod api;
 pub mod attest;
 pub mod audit;
+pub mod backup;
 pub mod ca;
 pub mod cli;
 pub mod clock;
@@ -150,7 +151,9 @@ pub async fn run(
     let data = prepare(&config.data)?;
     let _lock = lock(&data)?;
     let replica = replica::name(&data).map_err(|source| ServeError::Data { path: data.clone(), source })?;
-    let store = store::Store::open(&location(&config, &data)).await?.recording_as(&replica);
+    let chain =
+        backup::chain(&data, &replica).map_err(|source| ServeError::Data { path: data.clone(), source })?;
+    let store = store::Store::open(&location(&config, &data)).await?.recording_as(&chain);
     let trust_domain = trust_domain(&store, &config, &data).await?;
     let keys = data.join("ca");
     let opened = ca::Ca::open(&keys, &config, &trust_domain, &replica, &store, waiting);
@@ -174,6 +177,7 @@ pub async fn run(
         jwt::Tokens::open(&data.join("jwt"), &replica, config.jwt.clone(), store.clone(), metrics.clone())
             .await?;
     let plane = Arc::new(Plane {
+        data: data.clone(),
         registry: registry::Registry::new(
             store.clone(),
             Arc::clone(&ca),

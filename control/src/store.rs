@@ -23,6 +23,7 @@ mod policies;
 mod replicas;
 mod revocations;
 mod rotations;
+mod snapshot;
 mod tokens;
 
 pub use attestations::{Binding, Bound};

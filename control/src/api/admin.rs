@@ -52,6 +52,7 @@ pub fn router(plane: Arc<Plane>) -> Router {
         .merge(super::revocations::routes())
         .merge(super::rotation::routes())
         .merge(super::records::routes())
+        .merge(super::backup::routes())
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .layer(axum::middleware::from_fn(correlate))
         .with_state(plane)

@@ -204,7 +204,7 @@ fn primary_code(error: &dyn sqlx::error::DatabaseError) -> Option<u32> {
 }
 
 /// SQLite gives its `-wal` and `-shm` files the mode of the database, so one file created well is enough.
-fn create_private(path: &Path) -> std::io::Result<()> {
+pub(super) fn create_private(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
     std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path).map(drop)
 }

@@ -9,6 +9,7 @@
 
 mod attestation;
 mod audit;
+mod backup;
 mod callers;
 mod certificates;
 mod crash;
