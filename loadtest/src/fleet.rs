@@ -167,7 +167,7 @@ impl Fleet {
     }
 
     /// Looks until `wanted` holds; false once `limit` has passed.
-    pub fn wait(&self, limit: Duration, wanted: impl Fn(&Self) -> bool) -> bool {
+    pub fn wait(&self, limit: Duration, mut wanted: impl FnMut(&Self) -> bool) -> bool {
         until(limit, || wanted(self).then_some(())).is_some()
     }
 

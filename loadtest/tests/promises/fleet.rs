@@ -67,3 +67,23 @@ fn who_does_not_hold_the_pinned_root_is_told_nothing() {
     let audit = other.control.json(&["audit", "--last", "1000"]).unwrap();
     assert!(!audit.to_string().contains("\"enroll\""), "no token was ever shown: {audit}");
 }
+
+#[test]
+fn a_revocation_reaches_two_hundred_proxies_and_wait_says_how_long_each_took() {
+    let mesh = Mesh::start().unwrap();
+    let fleet = let_go(&mesh, 200, Duration::from_secs(3600));
+    let admin = Admin::at(&mesh.control.data()).unwrap();
+    let join = admin.tokens(1, "victim", Duration::from_secs(600), |_| {}).unwrap();
+    let victim = Fleet::start(Plan::towards(vec![mesh.control.listen()]), join).unwrap();
+    assert!(victim.wait(AT_MOST, |f| f.tally().sessions == 1), "{:?}", victim.tally());
+    let id = victim.view(0).id;
+    let answer = mesh.control.json(&["revoke", &id, "--wait", "--timeout", "30s"]).unwrap();
+    assert_eq!((&answer["confirmed"], &answer["missing"]), (&200.into(), &serde_json::json!([])), "{answer}");
+    let heard = |f: &Fleet| f.views().iter().all(|v| v.revocations.contains_key(&format!("id {id}")));
+    assert!(heard(&fleet), "each of those that confirmed holds it");
+    assert!(victim.wait(SOON, |f| !f.view(0).connected), "the revoked one's own stream is closed");
+    victim.renew();
+    assert!(victim.wait(SOON, |f| !f.view(0).refused.is_empty()));
+    assert_eq!(victim.tally().renewals, 0, "and nothing more is issued to it");
+    println!("200 proxies: p99 {} ms, last {} ms", answer["p99_ms"], answer["max_ms"]);
+}
