@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_saphyr::MessageFormatter as _;
 
 pub mod acme;
+pub mod attest;
 pub mod control;
 pub mod gateway;
 pub mod http;

@@ -45,6 +45,7 @@ fn every_configuration_loads_and_makes_sense() {
         "control",
         "gateway",
         "proxy-edge-like",
+        "proxy-kubernetes",
         "proxy-sidecar",
         "service",
     ];

@@ -214,6 +214,9 @@ impl RunArgs {
             true => JoinSource::Stdin,
             false => JoinSource::File(p.clone()),
         });
+        if config.control.attest.is_some() && join.is_some() {
+            anyhow::bail!("a join string was given, and `control.attest` as well: which of them is meant?");
+        }
         Ok((config, join.or(from_file)))
     }
 

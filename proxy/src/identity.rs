@@ -29,6 +29,7 @@ mod key;
 pub mod renewal;
 #[cfg(test)]
 mod tests;
+mod ticket;
 
 pub use begin::Setup;
 
@@ -38,6 +39,7 @@ use control::{Connection, ControlError, Session};
 use join::JoinSource;
 use key::Issued;
 use renewal::Schedule;
+use ticket::Ticket;
 
 /// How often clocks are compared and expiry is looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -419,11 +421,42 @@ impl Driver {
         pause
     }
 
-    /// Once expired, a join file that was given a new token is a way back in.
+    /// Once expired, what the platform says is a way back in, and so is a join file that was given a new token.
     async fn enroll_again(&mut self) {
         if self.snapshots.usable_credentials().is_some() || self.pen.try_take().is_none() {
             return;
         }
+        match Ticket::attested(&self.config.control) {
+            Some(Ok(ticket)) => self.enroll_attested(&ticket).await,
+            Some(Err(why)) => {
+                tracing::error!(%why, "the certificate has expired, and nothing proves who this is")
+            }
+            None => self.enroll_by_new_token().await,
+        }
+    }
+
+    async fn enroll_attested(&mut self, ticket: &Ticket) {
+        if ticket.trust_domain != self.trust_domain {
+            let (held, named) = (&self.trust_domain, &ticket.trust_domain);
+            return tracing::error!(%held, %named, "`control.trust` names another trust domain than the one that was joined");
+        }
+        // One key for every enrollment of this process: the control plane has bound the pod to it, and to no other as long as
+        // the token that it was shown first may live.
+        let request = match self.redeeming.take() {
+            Some((_, request)) => request,
+            None => match key::Request::new() {
+                Ok(request) => request,
+                Err(why) => return tracing::error!(%why, "this proxy cannot enroll again"),
+            },
+        };
+        match control::enroll(&self.address, ticket, &request, ttl_ms(&self.config), instance()).await {
+            Ok(answer) => self.take_enrollment(answer),
+            Err(error) => tracing::error!(%error, "what the platform says brought no identity"),
+        }
+        self.redeeming = Some((String::new(), request));
+    }
+
+    async fn enroll_by_new_token(&mut self) {
         let Some(join) = self.join.as_ref().and_then(JoinSource::reread) else { return };
         if self.spent_token.as_ref() == Some(&join.token_id) || join.trust_domain != self.trust_domain {
             return;
@@ -435,23 +468,28 @@ impl Driver {
                 Err(why) => return tracing::error!(%why, "the new join token cannot be used"),
             },
         };
-        let answer = control::enroll(&self.address, &join, &request, ttl_ms(&self.config), instance()).await;
+        let ticket = Ticket::from(&join);
+        let answer =
+            control::enroll(&self.address, &ticket, &request, ttl_ms(&self.config), instance()).await;
         self.redeeming = Some((join.token_id.clone(), request));
         if matches!(answer, Ok(_) | Err(ControlError::Refused(_))) {
             // Only an answer spends a token: it may have been written while the control plane was still away.
             self.spent_token = Some(join.token_id.clone());
             self.redeeming = None;
         }
-        let answer = match answer {
-            Ok(answer) => answer,
-            Err(error) => return tracing::error!(%error, "the new join token brought no identity"),
-        };
+        match answer {
+            Ok(answer) => self.take_enrollment(answer),
+            Err(error) => tracing::error!(%error, "the new join token brought no identity"),
+        }
+    }
+
+    fn take_enrollment(&mut self, answer: control::Enrollment) {
         self.note_time(answer.server_time_ms);
         self.take_own_bundle(answer.bundle);
         let earlier = std::mem::replace(&mut self.issued, answer.issued);
         if let Err(why) = self.publish_identity() {
             self.issued = earlier;
-            tracing::error!(%why, "the new join token brought an identity that cannot be used");
+            tracing::error!(%why, "the new identity cannot be used");
         }
     }
 

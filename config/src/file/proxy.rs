@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Span;
+use super::attest::{self, Attest, Trust};
 use super::gateway::Gateway;
 use super::http::Http;
 use crate::id::SpiffeId;
@@ -68,6 +69,12 @@ pub struct Control {
     pub address: Option<String>,
     /// A file with the join string; `-` reads standard input.
     pub join_file: Option<PathBuf>,
+    /// Whom to believe at the first connection; with `attest`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust: Option<Trust>,
+    /// What proves who this proxy is, instead of a join string.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attest: Option<Attest>,
 }
 
 /// The identity of this proxy's workload.
@@ -392,6 +399,9 @@ impl ProxyConfig {
         {
             return fail("control.address".to_owned(), "write it as `host:port`");
         }
+        let Control { address, join_file, trust, attest } = &self.control;
+        attest::check(address.as_ref(), join_file.as_ref(), trust.as_ref(), attest.as_ref())
+            .map_err(|(at, why)| ConfigError { at: at.to_owned(), why: why.to_owned() })?;
         for (i, inbound) in self.inbound.iter().enumerate() {
             let at = || format!("inbound[{i}]");
             if !is_host_port(&inbound.app) {

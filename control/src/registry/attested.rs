@@ -58,11 +58,19 @@ impl Registry {
                 Bound::New { replaced: Some(earlier) } => {
                     end(&mut change, &actor, &earlier, &lineage).await?
                 }
-                // The answer to this very key got lost: here it is again.
-                Bound::Same(lineage) => {
-                    let earlier = change.certificate_of_key(&lineage, &key).await?;
-                    let earlier = earlier.filter(|c| c.not_after > now_ms()).ok_or(Refusal::Bound)?;
-                    return Ok(self.again(earlier));
+                Bound::Same(earlier) => {
+                    let first = change.certificate_of_key(&earlier, &key).await?.ok_or(Refusal::Bound)?;
+                    let begun = change.lineage_of(&first.serial).await?.ok_or(Refusal::Bound)?;
+                    if begun.ended_at.is_some() {
+                        return Err(Refusal::Revoked);
+                    }
+                    if first.not_after > now_ms() {
+                        // The answer to this very key got lost: here it is again.
+                        return Ok(self.again(first));
+                    }
+                    // Whoever holds the key that was bound has come back after its certificate ended.
+                    change.rebind(binding).await?;
+                    end(&mut change, &actor, &earlier, &lineage).await?;
                 }
                 Bound::Taken => return Err(Refusal::Bound),
             }

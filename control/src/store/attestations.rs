@@ -56,6 +56,18 @@ impl Change {
         })
     }
 
+    /// Lets the key that has it already begin another lineage.
+    pub async fn rebind(&mut self, binding: Binding<'_>) -> Result<(), StoreError> {
+        sqlx::query("UPDATE attestations SET lineage = $2, not_after = $3 WHERE binding = $1 AND spki = $4")
+            .bind(binding.name)
+            .bind(binding.lineage)
+            .bind(binding.not_after)
+            .bind(binding.spki.to_vec())
+            .execute(&mut *self.tx)
+            .await?;
+        Ok(())
+    }
+
     /// Forgets bindings that ended before `before`.
     pub async fn forget_attestations(&mut self, before: i64) -> Result<u64, StoreError> {
         let done = sqlx::query("DELETE FROM attestations WHERE not_after < $1")

@@ -9,6 +9,7 @@
 
 mod admin;
 mod apps;
+mod attestation;
 mod auto;
 mod clock;
 mod control_clock;

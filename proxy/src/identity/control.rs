@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use postern_config::enroll::{JoinString, proof_message};
+use postern_config::enroll::proof_message;
 use postern_config::wire::{self, v1};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -15,6 +15,7 @@ use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::key::{Issued, Request};
+use super::ticket::Ticket;
 use crate::tls::{self, Alpn, Connector, Failure, Stream};
 
 /// The generated client.
@@ -98,34 +99,39 @@ pub struct Enrollment {
     pub server_time_ms: i64,
 }
 
-/// Redeems a join string over a connection that the join string's pin authenticates.
+/// Enrolls over a connection that the ticket's pin authenticates.
 ///
-/// Every try for one join string brings the same `request`: the token is spent by its key, so that a try whose answer got
+/// Every try for one credential brings the same `request`: the token is spent by its key, so that a try whose answer got
 /// lost is answered again, and one with another key would be refused for good.
 pub(super) async fn enroll(
     address: &str,
-    join: &JoinString,
+    ticket: &Ticket,
     request: &Request,
     ttl_ms: u64,
     instance: String,
 ) -> Result<Enrollment, ControlError> {
     let (tcp, to) = dial(address).await?;
-    let handshake = tls::enroll::connect(tcp, to.ip(), &join.trust_domain, &join.pins);
+    let handshake = tls::enroll::connect(
+        tcp,
+        to.ip(),
+        &ticket.trust_domain,
+        &ticket.pins,
+        ticket.credential.certificate(),
+    );
     let pinned = timeout(CONNECT_TIMEOUT, handshake).await.map_err(|_| Failure::timeout())??;
     let mut client = client(pinned.stream).await?;
     let nonce: [u8; 32] = rand::random();
     let proof =
         request.prove(&proof_message(&pinned.exporter, &nonce, &request.csr)).map_err(ControlError::Local)?;
-    let message = v1::EnrollRequest {
-        token_id: join.token_id.clone(),
-        token_secret: join.secret.to_vec(),
+    let mut message = v1::EnrollRequest {
         csr: request.csr.clone(),
         nonce: nonce.to_vec(),
         proof,
         ttl_ms,
         instance,
-        credential: None,
+        ..v1::EnrollRequest::default()
     };
+    ticket.credential.fill(&mut message);
     let answer = call(client.enroll(message)).await?;
     let missing =
         || ControlError::Local("the control plane's answer holds no certificate or bundle".to_owned());

@@ -1,9 +1,11 @@
-//! The first connection to the control plane, before any bundle is held: believed by the pin in the join string alone.
+//! The first connection to the control plane, before any bundle is held: believed by the pin that came with the credential
+//! alone.
 //!
 //! Every workload's certificate leads to the same root and may serve, so "leads to the pinned root" would let any workload
 //! pose as the control plane. Hence two demands: a path to a pinned root, and exactly the control plane's identity.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use postern_config::bundle::{BundleSet, TrustBundle};
@@ -12,7 +14,9 @@ use postern_config::id::TrustDomain;
 use postern_config::revocation::Revocations;
 use postern_config::svid::{self, Anchor, Peer, Role, VerifyError};
 use rustls::ClientConfig;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -33,14 +37,20 @@ pub async fn connect(
     to: IpAddr,
     trust_domain: &TrustDomain,
     pins: &[Pin],
+    certificate: Option<&ClientCertificate>,
 ) -> Result<PinnedConnection, Failure> {
     let verifier = PinnedVerifier { trust_domain: trust_domain.clone(), pins: pins.to_vec() };
     let internal = |_| Failure::internal("the TLS settings for enrollment cannot be built");
-    let mut config = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(internal)?
-        .dangerous_with(verify::Adapter(verifier))
-        .with_no_client_auth();
+        .dangerous_with(verify::Adapter(verifier));
+    let mut config = match certificate {
+        None => builder.with_no_client_auth(),
+        Some(ClientCertificate(certified)) => {
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(certified))))
+        }
+    };
     config.resumption = rustls::client::Resumption::disabled();
     config.enable_sni = false;
     config.alpn_protocols = vec![b"h2".to_vec()];
@@ -53,6 +63,26 @@ pub async fn connect(
     let (stream, _) = super::conclude(connected.map(Stream::from), verified)?;
     let exporter = exported.ok_or_else(|| Failure::internal("the TLS exporter is not available"))?;
     Ok(PinnedConnection { stream, exporter })
+}
+
+/// A client certificate of an existing PKI, with its key.
+pub struct ClientCertificate(Arc<CertifiedKey>);
+
+impl ClientCertificate {
+    /// Reads both from PEM files; they have to belong together.
+    pub fn read(certificate: &Path, key: &Path) -> Result<Self, String> {
+        let wrong = |path: &Path, why: String| format!("{}: {why}", path.display());
+        let chain =
+            CertificateDer::pem_file_iter(certificate).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let chain = chain.map_err(|e| wrong(certificate, e.to_string()))?;
+        if chain.is_empty() {
+            return Err(wrong(certificate, "it holds no certificate".to_owned()));
+        }
+        let private = PrivateKeyDer::from_pem_file(key).map_err(|e| wrong(key, e.to_string()))?;
+        let certified =
+            CertifiedKey::from_der(chain, private, &PROVIDER).map_err(|e| wrong(key, e.to_string()))?;
+        Ok(Self(Arc::new(certified)))
+    }
 }
 
 #[derive(Debug)]

@@ -120,7 +120,8 @@ async fn a_token_is_good_for_one_key_however_it_is_written() {
     let keys = Keys::new();
     let spent = token(&issuing, "1", |_| {});
     let first = enroll(&control, spent.clone(), &keys).await.unwrap();
-    assert_eq!(first.svid, enroll(&control, spent.clone(), &keys).await.unwrap().svid, "a lost answer");
+    let again = enroll(&control, spent.clone(), &keys).await.unwrap();
+    assert_eq!(first.svid.unwrap().chain, again.svid.unwrap().chain, "a lost answer");
     refused(&control, spent, "bound_to_another_key").await;
     // The same job, signed once more by the issuer.
     refused(&control, token(&issuing, "1", |c| c["iat"] = json!(now() - 1)), "bound_to_another_key").await;
