@@ -87,3 +87,37 @@ fn a_revocation_reaches_two_hundred_proxies_and_wait_says_how_long_each_took() {
     assert_eq!(victim.tally().renewals, 0, "and nothing more is issued to it");
     println!("200 proxies: p99 {} ms, last {} ms", answer["p99_ms"], answer["max_ms"]);
 }
+
+#[test]
+fn a_root_is_replaced_under_a_fleet_and_one_that_was_away_catches_up() {
+    let mesh = Mesh::start().unwrap();
+    let (fleet, away) =
+        (let_go(&mesh, 20, Duration::from_secs(20)), let_go(&mesh, 1, Duration::from_secs(3600)));
+    away.offline(0, true);
+    assert!(away.wait(SOON, |f| !f.view(0).connected));
+    let before = mesh.control.json(&["status"]).unwrap()["root"].clone();
+    let sequence = away.view(0).bundle_sequence;
+    // Whom would anybody refuse, at any moment of it?
+    let (mut refused, mut asked) = (Vec::new(), 0);
+    let since = fleet.tally().renewals;
+    mesh.control.json(&["ca", "rotate", "--root", "--force"]).unwrap();
+    assert_ne!(mesh.control.json(&["status"]).unwrap()["root"], before);
+    let renewed = fleet.wait(AT_MOST * 2, |f| {
+        for client in 0..f.len() {
+            asked += 1;
+            refused.extend(f.would_refuse(client, (client + asked) % f.len()));
+        }
+        f.tally().renewals >= since + 2 * f.len() as u64
+    });
+    assert!(renewed, "{:#?}", fleet.tally());
+    assert_eq!(refused, Vec::<String>::new(), "of {asked} pairs");
+    assert_eq!(away.view(0).bundle_sequence, sequence, "it has heard of nothing");
+    away.offline(0, false);
+    assert!(away.wait(AT_MOST, |f| f.view(0).bundle_sequence > sequence), "{:#?}", away.tally());
+    away.renew();
+    assert!(away.wait(AT_MOST, |f| f.tally().renewals == 1), "{:#?}", away.tally());
+    for tally in [fleet.tally(), away.tally()] {
+        assert_eq!((tally.unusable, tally.pushes_refused, tally.renewals_refused), (0, 0, 0), "{tally:#?}");
+    }
+    println!("{} renewals, {asked} pairs asked, nobody refused", fleet.tally().renewals);
+}
