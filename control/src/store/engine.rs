@@ -213,7 +213,7 @@ fn with_password(url: &str, file: Option<&Path>) -> std::io::Result<String> {
     let Some(file) = file else { return Ok(url.to_owned()) };
     let password = std::fs::read_to_string(file)
         .map_err(|e| std::io::Error::new(e.kind(), format!("{}: {e}", file.display())))?;
-    let password = percent(password.trim_end_matches(['\r', '\n']).as_bytes());
+    let password = percent(password.trim_end_matches(['\r', '\n']).as_bytes(), b'-');
     // The configuration's check has refused a URL that holds a password already.
     Ok(match url.split_once('@') {
         Some((user, rest)) => format!("{user}:{password}@{rest}"),
@@ -231,18 +231,54 @@ fn place_of(url: &str) -> String {
 /// A path as it may stand in a URL.
 fn percent_encode(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;
-    percent(path.as_os_str().as_bytes())
+    percent(path.as_os_str().as_bytes(), b'/')
 }
 
-fn percent(bytes: &[u8]) -> String {
+/// What may stand in a URL as it is, and `plain` as well.
+fn percent(bytes: &[u8], plain: u8) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut out, byte| {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => out.push(*byte as char),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'-' | b'_' => out.push(*byte as char),
+            _ if *byte == plain => out.push(*byte as char),
             _ => {
                 let _ = write!(out, "%{byte:02X}");
             }
         }
         out
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_schema_goes_up_and_down_and_up_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(&Location::File(dir.path().join("store.db"))).await.unwrap();
+        let tables = "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name NOT LIKE '\\_sqlx%' ESCAPE '\\'";
+        let count = async || {
+            use sqlx::Row as _;
+            sqlx::query(tables).fetch_one(&store.write).await.unwrap().get::<i64, _>(0)
+        };
+        let all = count().await;
+        assert!(all > 10, "{all}");
+        store.engine.migrations().undo(&store.write, 0).await.unwrap();
+        assert_eq!(count().await, 0, "something was left behind");
+        store.engine.migrations().run(&store.write).await.unwrap();
+        assert_eq!(count().await, all);
+        assert_eq!(store.counter("generation").await.unwrap(), 1);
+    }
+
+    #[test]
+    fn a_password_gets_into_the_address_and_into_nothing_that_is_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("password");
+        std::fs::write(&file, "p@ss/word\n").unwrap();
+        let url = with_password("postgres://postern@db:5432/postern?sslmode=require", Some(&file)).unwrap();
+        assert_eq!(url, "postgres://postern:p%40ss%2Fword@db:5432/postern?sslmode=require");
+        assert_eq!(place_of(&url), "db:5432/postern");
+        assert_eq!(format!("{:?}", Secret(url)), "…");
+    }
 }

@@ -282,3 +282,35 @@ fn a_lease_holder_that_was_stopped_wakes_up_and_writes_nothing_in_its_old_right(
     first.wait_for_generation(generation, Instant::now(), SOON).unwrap();
     assert_eq!(lease(&replicas), (second, newer), "it has not taken back what it lost");
 }
+
+#[test]
+fn the_schema_goes_down_and_up_again_on_postgresql_as_well() {
+    let mut replicas = Replicas::start(1);
+    replicas.all[0].stop().unwrap();
+    let url = replicas.postgres.url();
+    let psql = |arguments: &[&str]| {
+        let out = std::process::Command::new("psql")
+            .args([&url, "-X", "-q", "-t", "-A", "-v", "ON_ERROR_STOP=1", "-1"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(out.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).trim().to_owned()
+    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../control/migrations/postgres");
+    let mut downs: Vec<PathBuf> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.to_string_lossy().ends_with(".down.sql"))
+        .collect();
+    downs.sort();
+    for down in downs.iter().rev() {
+        psql(&["-f", &down.to_string_lossy()]);
+    }
+    let left = "SELECT string_agg(tablename, ' ') FROM pg_tables WHERE schemaname = 'public' AND tablename <> '_sqlx_migrations'";
+    assert_eq!(psql(&["-c", left]), "", "something was left behind");
+    psql(&["-c", "DELETE FROM _sqlx_migrations"]);
+    // The root that lies in the data directory is taken up again by the empty store.
+    replicas.all[0].restart().unwrap();
+    assert_eq!(replicas.all[0].json(&["status"]).unwrap()["trust_domain"], "mesh.test");
+}
