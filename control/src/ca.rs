@@ -30,6 +30,7 @@ pub mod revocation;
 mod root;
 pub mod rotation;
 pub mod turn;
+mod upstream;
 
 pub use authorities::{Authorities, Root};
 use files::KeyFileError;
@@ -37,6 +38,7 @@ use keys::{Key, KeyError};
 use places::Places;
 pub(crate) use profile::{key_id, serial, set_validity};
 use requests::Asking;
+pub use requests::install;
 
 /// Why there is no CA.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +57,14 @@ pub enum CaError {
     /// A key cannot be used now.
     #[error("{0}")]
     Key(#[from] KeyError),
+    /// A certificate that was signed elsewhere cannot be used.
+    #[error("this certificate cannot sign for the mesh: {0}")]
+    Chain(#[from] ceremony::ChainFault),
+    /// Nobody waits for a certificate.
+    #[error(
+        "no replica waits for an issuing CA: `postern serve` asks for one when it starts without and when half of its life is over"
+    )]
+    NoRequest,
     /// Key generation or signing failed.
     #[error("signing failed: {0}")]
     Sign(#[from] rcgen::Error),

@@ -111,7 +111,11 @@ async fn keep(plane: &Plane, own: &mut Replica, round: u32) -> Result<(), ServeE
     }
     let now = now_ms() / 1000;
     if plane.ca.is_due(now) {
-        without_key(plane.rotate("control").await.map(drop))?;
+        let rotated = plane.rotate("control").await;
+        if let Ok(done) = rotated {
+            waits(plane, !done);
+        }
+        without_key(rotated.map(drop))?;
     } else if plane.presented.is_due(&plane.ca, now) {
         plane.presented.replace(&plane.ca)?;
     }
@@ -130,6 +134,23 @@ async fn keep(plane: &Plane, own: &mut Replica, round: u32) -> Result<(), ServeE
         plane.publisher.catch_up().await?;
     }
     Ok(())
+}
+
+/// Half of the issuing CA's life is over, and whoever holds the root has not signed the next one: there is time, but somebody
+/// has to know.
+fn waits(plane: &Plane, waits: bool) {
+    if plane.metrics.issuing_waits.set(waits.into()) == i64::from(waits) {
+        return;
+    }
+    let until = crate::clock::rfc3339(plane.ca.issuing().not_after * 1000);
+    match waits {
+        true => tracing::warn!(
+            %until,
+            "the next issuing CA waits to be signed, and nothing is issued once the present one ends: run `postern ca approve` \
+             where a control plane holds the root, or `postern ca csr`, `sign` and `install` where the root is offline"
+        ),
+        false => tracing::info!(%until, "the next issuing CA signs"),
+    }
 }
 
 /// A key that does not answer is said by [`probe_keys`]; nothing else has to wait for it.

@@ -280,7 +280,7 @@ fn lock(data: &Path) -> Result<File, ServeError> {
     }
 }
 
-async fn trust_domain(
+pub(crate) async fn trust_domain(
     store: &store::Store,
     config: &ControlConfig,
     data: &Path,
@@ -328,7 +328,7 @@ async fn after_restart(store: &store::Store, replica: &str) -> Result<(), ServeE
     Ok(())
 }
 
-fn location(config: &ControlConfig, data: &Path) -> store::Location {
+pub(crate) fn location(config: &ControlConfig, data: &Path) -> store::Location {
     match &config.store.url {
         None => store::Location::File(data.join("postern.db")),
         Some(url) => {

@@ -40,6 +40,8 @@ pub struct Metrics {
     pub streams: Gauge,
     /// The generation that is being pushed.
     pub generation: Gauge<u64, AtomicU64>,
+    /// 1 while the next issuing CA waits to be signed elsewhere.
+    pub issuing_waits: Gauge,
     /// notAfter of the issuing CA, seconds since 1970.
     pub issuing_ends: Gauge<i64, AtomicI64>,
 }
@@ -78,6 +80,12 @@ impl Metrics {
             "1 while the key (issuing or root) answers at its place, 0 while it does not",
             key_usable.clone(),
         );
+        let issuing_waits = Gauge::default();
+        registry.register(
+            "postern_control_issuing_ca_waits",
+            "1 while the next issuing CA is due and waits to be signed by whoever holds the root",
+            issuing_waits.clone(),
+        );
         let (streams, generation, issuing_ends) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register(
             "postern_control_certificates",
@@ -103,6 +111,7 @@ impl Metrics {
             refused,
             handshakes,
             key_usable,
+            issuing_waits,
             streams,
             generation,
             issuing_ends,

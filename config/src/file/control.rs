@@ -93,10 +93,12 @@ pub struct CaConfig {
     pub root_ttl: Span,
     /// Lifetime of an issuing CA; a new one takes over when half of it is left.
     pub issuing_ttl: Span,
-    /// Where the root's key lives. Default: a file in `data`.
-    pub root_key: Option<keys::KeyPlace>,
+    /// Where the root's key lives, or `offline`: then issuing CAs are signed in a ceremony. Default: a file in `data`.
+    pub root_key: Option<keys::RootKey>,
     /// Where keys of issuing CAs live; each new CA gets a new one there. Default: files in `data`.
     pub issuing_key: Option<keys::KeyPlace>,
+    /// Who signs issuing CAs in place of a root of ours; the trust domain's root is then theirs.
+    pub upstream: Option<keys::Upstream>,
 }
 
 /// Health and metrics over plain HTTP: `/livez`, `/readyz`, `/metrics`.
@@ -172,6 +174,12 @@ impl ControlConfig {
                 "svid.max_ttl ({max_ttl}) is more than half of ca.issuing_ttl ({issuing})"
             ));
         }
+        if self.ca.upstream.is_some() && self.ca.root_key.is_some() {
+            return wrong(
+                "ca.root_key and ca.upstream exclude each other: with an upstream, the root is not ours"
+                    .to_owned(),
+            );
+        }
         if self.ca.issuing_ttl > self.ca.root_ttl {
             return wrong("ca.issuing_ttl is longer than ca.root_ttl".to_owned());
         }
@@ -223,6 +231,7 @@ impl Default for CaConfig {
             issuing_ttl: Span::from_secs(7 * DAY),
             root_key: None,
             issuing_key: None,
+            upstream: None,
         }
     }
 }

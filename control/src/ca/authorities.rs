@@ -1,8 +1,6 @@
 //! The trust domain's certificates as the store has them: which roots are believed, which one signs, and what stands above an
 //! issuing CA.
 
-use std::fmt::Write as _;
-
 use postern_config::bundle::{BundleError, TrustBundle};
 use postern_config::enroll::Pin;
 use postern_config::id::TrustDomain;
@@ -138,11 +136,5 @@ fn issuer_of(certificate: &CertificateDer<'_>) -> Option<String> {
 
 /// A certificate as PEM.
 pub(super) fn pem(der: &[u8]) -> String {
-    use base64::Engine as _;
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let mut out = String::from("-----BEGIN CERTIFICATE-----\n");
-    for line in text.as_bytes().chunks(64) {
-        let _ = writeln!(out, "{}", String::from_utf8_lossy(line));
-    }
-    out + "-----END CERTIFICATE-----\n"
+    super::ceremony::pem("CERTIFICATE", der)
 }

@@ -1,4 +1,6 @@
 //! What is done where the root's key lies, away from any control plane: a root is made, and signs issuing CAs.
+//!
+//! The other side, where the signed certificate is taken in, is [`check`].
 
 use postern_config::enroll::Pin;
 use postern_config::id::TrustDomain;
@@ -10,6 +12,10 @@ use super::keys::{Key, KeyError};
 use super::profile;
 use crate::digest::sha256;
 use crate::issue::csr::{Csr, CsrError};
+
+mod check;
+
+pub use check::{ChainFault, check};
 
 /// Why nothing was signed.
 #[derive(Debug, thiserror::Error)]
@@ -88,4 +94,16 @@ fn failed(key: &Key, error: &rcgen::Error) -> CeremonyError {
         Some(fault) => CeremonyError::Key(fault),
         None => CeremonyError::Sign(error.to_string()),
     }
+}
+
+/// DER as PEM, with the label that stands in its first line.
+pub fn pem(label: &str, der: &[u8]) -> String {
+    use base64::Engine as _;
+    use std::fmt::Write as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut out = format!("-----BEGIN {label}-----\n");
+    for line in text.as_bytes().chunks(64) {
+        let _ = writeln!(out, "{}", String::from_utf8_lossy(line));
+    }
+    out + &format!("-----END {label}-----\n")
 }

@@ -97,7 +97,7 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), KeyFileError> {
     file.write_all(content).map_err(io)?;
     file.sync_all().map_err(io)?;
     fs::rename(&beside, path).map_err(io)?;
-    let directory = path.parent().unwrap_or(Path::new("."));
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(directory).and_then(|d| d.sync_all()).map_err(io)
 }
 

@@ -4,6 +4,7 @@
 //! back is found before anything is signed with it. Every signature that comes from elsewhere is checked before it is used.
 //! Signing may block for as long as a token or a server takes (bounded); on a runtime with several threads the others go on.
 
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use postern_config::file::control::keys::KeyPlace;
@@ -20,7 +21,7 @@ mod pkcs11;
 #[path = "keys/without_pkcs11.rs"]
 mod pkcs11;
 mod thread;
-mod vault;
+pub(super) mod vault;
 
 /// Why a key cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -66,11 +67,11 @@ impl KeyError {
         }
     }
 
-    fn unusable(place: &KeyPlace, why: impl Into<String>) -> Self {
+    fn unusable(place: &impl Display, why: impl Into<String>) -> Self {
         Self::Unusable { place: place.to_string(), why: why.into() }
     }
 
-    fn unavailable(place: &KeyPlace, why: impl Into<String>) -> Self {
+    fn unavailable(place: &impl Display, why: impl Into<String>) -> Self {
         Self::Unavailable { place: place.to_string(), why: why.into() }
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use postern_config::file::control::ControlConfig;
-use postern_config::file::control::keys::KeyPlace;
+use postern_config::file::control::keys::{KeyPlace, RootKey, Upstream};
 use rcgen::PublicKeyData as _;
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
@@ -31,7 +31,9 @@ const RETIRED: &str = "retired-";
 pub(super) struct Places {
     /// Certificates, and keys unless they are elsewhere.
     pub(super) dir: PathBuf,
-    root: Option<KeyPlace>,
+    root: Option<RootKey>,
+    /// Who signs issuing CAs in place of a root of ours.
+    pub(super) upstream: Option<Upstream>,
     issuing: Option<KeyPlace>,
     published: Option<Published>,
     /// Keys that are elsewhere, by their public half: opening one anew each time would mean to log in each time.
@@ -45,7 +47,8 @@ impl Places {
             url: url.trim_end_matches('/').to_owned(),
             shards: config.revocation.shards,
         });
-        Self { dir: dir.to_owned(), root, issuing, published, open: Mutex::default() }
+        let upstream = config.ca.upstream.clone();
+        Self { dir: dir.to_owned(), root, upstream, issuing, published, open: Mutex::default() }
     }
 
     /// With the address where its lists are.
@@ -53,9 +56,13 @@ impl Places {
         Issuing { published: self.published.clone(), ..issuing }
     }
 
-    /// The place of the root's key.
-    pub(super) fn root(&self) -> KeyPlace {
-        self.root.clone().unwrap_or_else(|| KeyPlace::File(self.dir.join(ROOT_KEY)))
+    /// The place of the root's key; `None` if that is not here: offline, or an upstream's.
+    pub(super) fn root(&self) -> Option<KeyPlace> {
+        match (&self.root, &self.upstream) {
+            (Some(RootKey::Offline), _) | (_, Some(_)) => None,
+            (Some(RootKey::At(place)), None) => Some((**place).clone()),
+            (None, None) => Some(KeyPlace::File(self.dir.join(ROOT_KEY))),
+        }
     }
 
     /// The key at a place that has this public half.

@@ -40,6 +40,15 @@ pub(super) fn issuing(
     Ok(params)
 }
 
+/// The request for an issuing CA: it proposes the name that [`issuing`] would give, for whoever signs elsewhere and takes it.
+pub(super) fn request(key: &impl PublicKeyData) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let name = format!("issuing {}", short(&key_id(key)));
+    params.distinguished_name.push(DnType::CommonName, name);
+    params
+}
+
 fn authority(
     td: &TrustDomain,
     key: &impl PublicKeyData,

@@ -10,6 +10,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::authorities::{Authorities, Root, pem};
 use super::keys::{Key, KeyError};
 use super::places::Places;
+use super::upstream;
 use super::{CaError, Terms, check_key, files, profile, read_certificate, subject_key_id};
 use crate::audit::Entry;
 use crate::clock::now_ms;
@@ -39,8 +40,12 @@ pub(super) async fn ensure(
     }
     if !stored {
         // Files first: a root that was made and not recorded is taken up again by the next start.
-        let (certificate, _) =
-            make(&places.root(), &places.dir.join(CERTIFICATE), trust_domain, terms.root(now))?;
+        let path = places.dir.join(CERTIFICATE);
+        let certificate = match (places.root(), &places.upstream) {
+            (Some(place), _) => make(&place, &path, trust_domain, terms.root(now))?.0,
+            (None, Some(upstream)) => upstream::root(upstream)?,
+            (None, None) => given(&path)?,
+        };
         let row = row_of(&certificate)?;
         change.put_authority(&row, now_ms()).await?;
         let entry = Entry::done(
@@ -61,7 +66,7 @@ pub(super) async fn ensure(
 pub(super) fn key_of(places: &Places, root: &Root) -> Result<Option<Key>, CaError> {
     let spki = spki_of(&root.certificate)?;
     let beside = KeyPlace::File(places.dir.join(next_name(&root.key_id, "key")));
-    for place in [places.root(), beside] {
+    for place in places.root().into_iter().chain([beside]) {
         match places.opened(&place, &spki) {
             // The file is there, and holds another root's key.
             Err(KeyError::Unusable { .. }) if matches!(place, KeyPlace::File(_)) => {}
@@ -117,15 +122,26 @@ fn stored_root(
     }
     let certificate = read_certificate(&path)?;
     // A token that is away now is asked again when there is something to sign.
-    if let KeyPlace::File(key_path) = places.root() {
+    if let Some(KeyPlace::File(key_path)) = places.root() {
         let key = files::read_key(&key_path)?.ok_or_else(|| missing_key(key_path))?;
         check_key(&certificate, &key, &path)?;
     }
-    let subject = trust_domain.id_string();
-    if !profile::names(&certificate).contains(&subject) {
+    // A company's own root names no trust domain.
+    let names = profile::names(&certificate);
+    let ours = places.root().is_some() || !names.is_empty();
+    if ours && !names.contains(&trust_domain.id_string()) {
         return Err(CaError::Unusable { path, why: format!("it is not the root of {trust_domain}") });
     }
     Ok(Some(certificate))
+}
+
+/// The certificate of an offline root, as somebody has put it here.
+fn given(path: &Path) -> Result<CertificateDer<'static>, CaError> {
+    if !path.exists() {
+        let why = "the root's key is offline, and so its certificate has to be brought: copy what `postern ca root init` made to this path";
+        return Err(CaError::Unusable { path: path.to_owned(), why: why.to_owned() });
+    }
+    read_certificate(path)
 }
 
 /// Makes a root, or takes up what an interrupted start has left. The key is written first.

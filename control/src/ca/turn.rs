@@ -69,7 +69,7 @@ impl Ca {
         let authorities = Authorities::new(&change.authorities().await?)?;
         let old = authorities.active();
         let old_key = root::key_of(&self.places, old)?.ok_or(RotateError::NotHere)?;
-        if !matches!(self.places.root(), KeyPlace::File(_)) {
+        if !matches!(self.places.root(), Some(KeyPlace::File(_))) {
             return Err(RotateError::Place);
         }
         let mut row = self.new_root(old, old_key, now / 1000)?;

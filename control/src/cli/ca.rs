@@ -13,6 +13,8 @@ use crate::api::model::{
 /// How often a rotation's progress is asked for.
 const LOOK: Duration = Duration::from_millis(250);
 
+mod ceremony;
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Show the trust domain's roots and issuing CAs
@@ -41,6 +43,15 @@ pub(super) enum Command {
         #[arg(value_name = "FINGERPRINT")]
         key: String,
     },
+    /// Make a root on a machine of its own, where no control plane runs
+    #[command(subcommand)]
+    Root(ceremony::Root),
+    /// Print the request for an issuing CA that waits for a signature
+    Csr(ceremony::Request),
+    /// Sign the request of an issuing CA, where the root's key lies
+    Sign(ceremony::Sign),
+    /// Take in an issuing CA that was signed elsewhere
+    Install(ceremony::Install),
 }
 
 /// Let a new CA take over
@@ -70,6 +81,10 @@ impl Command {
             Self::Taint { key_id: Some(key_id), .. } => taint(common, key_id).await,
             Self::Taint { .. } => rotate_root(common, true, true, false).await,
             Self::Approve { key } => approve(common, key).await,
+            Self::Root(command) => command.run(common),
+            Self::Csr(command) => command.run(common).await,
+            Self::Sign(command) => command.run(common),
+            Self::Install(command) => command.run(common).await,
         }
     }
 }

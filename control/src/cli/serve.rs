@@ -100,7 +100,7 @@ fn ask(key: &str, is_json: bool) {
     let said = match is_json {
         true => output::json(&serde_json::json!({ "event": "waiting", "key": key })),
         false => output::print(&format!(
-            "waiting · this replica has no issuing CA yet; on the host that holds the root, run: postern ca approve {key}"
+            "waiting · this replica has no issuing CA yet; on the host that holds the root, run: postern ca approve {key}; or, if the root is offline: postern ca csr, sign and install"
         )),
     };
     if let Err(error) = said {

@@ -83,12 +83,28 @@ impl Control {
     }
 
     /// Starts what [`serve`] made of `dir`, with whatever was added to it.
-    pub(crate) fn spawn(dir: Arc<tempfile::TempDir>, mut command: Command) -> Self {
-        let log = std::fs::File::options().create(true).append(true).open(dir.path().join("log")).unwrap();
-        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let ready: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("no ready line: {line:?}"));
+    pub(crate) fn spawn(dir: Arc<tempfile::TempDir>, command: Command) -> Self {
+        Self::spawn_waiting(dir, command, |waiting| panic!("it waits: {waiting}"))
+    }
+
+    /// Starts one that waits for its issuing CA; `waits` sees to that.
+    pub(crate) fn spawn_waiting(
+        dir: Arc<tempfile::TempDir>,
+        mut command: Command,
+        waits: impl FnOnce(&Value),
+    ) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap());
+        let mut read = || {
+            let mut line = String::new();
+            lines.read_line(&mut line).unwrap();
+            serde_json::from_str::<Value>(&line).unwrap_or_else(|_| panic!("no ready line: {line:?}"))
+        };
+        let mut ready = read();
+        if ready["event"] == "waiting" {
+            waits(&ready);
+            ready = read();
+        }
         assert_eq!(ready["event"], "ready");
         let listen = ready["listen"].as_str().unwrap().parse().unwrap();
         Self { child, listen, ready, dir }

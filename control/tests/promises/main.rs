@@ -11,6 +11,7 @@ mod attestation;
 mod audit;
 mod backup;
 mod callers;
+mod ceremony;
 mod certificates;
 mod crash;
 mod enrollment;

@@ -4,6 +4,7 @@
 //! files whenever Vault no longer takes it.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use base64::Engine as _;
@@ -122,9 +123,18 @@ fn read_versions(place: &KeyPlace, answer: &Value) -> Result<Vec<(u64, SubjectKe
     Ok(keys.filter_map(read).collect())
 }
 
+/// A call by whom `place` describes, for messages and for the login.
+pub(in crate::ca) fn call<T: Send + 'static>(
+    place: &impl Display,
+    vault: &VaultPlace,
+    work: impl FnOnce(&mut Client, &VaultPlace) -> Result<T, VaultError> + Send + 'static,
+) -> Result<T, KeyError> {
+    super::blocking(|| ask(&worker(place, vault)?, place, vault, work))
+}
+
 fn ask<T: Send + 'static>(
     worker: &Worker<Client>,
-    place: &KeyPlace,
+    place: &impl Display,
     vault: &VaultPlace,
     work: impl FnOnce(&mut Client, &VaultPlace) -> Result<T, VaultError> + Send + 'static,
 ) -> Result<T, KeyError> {
@@ -137,7 +147,7 @@ fn ask<T: Send + 'static>(
     })
 }
 
-fn worker(place: &KeyPlace, vault: &VaultPlace) -> Result<Worker<Client>, KeyError> {
+fn worker(place: &impl Display, vault: &VaultPlace) -> Result<Worker<Client>, KeyError> {
     let mut clients = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
     let login = VaultPlace { name: String::new(), mount: String::new(), ..vault.clone() };
     if let Some(worker) = clients.get(&login) {

@@ -180,3 +180,58 @@ fn what_is_wrong_with_the_login_is_said_at_the_start() {
     std::fs::remove_file(dir.path().join("secret-id")).unwrap();
     failed(&serve(&dir, &vault).output().unwrap(), 1, "secret-id: No such file");
 }
+
+/// The trust domain's root is Vault's; issuing CAs are signed there, and renewed without anybody's help.
+#[tokio::test]
+async fn vaults_pki_signs_issuing_cas_and_goes_on_signing_them() {
+    let dir = Arc::new(tempfile::tempdir().unwrap());
+    let vault = Vault::start(dir.path());
+    vault.run(&["secrets", "enable", "-max-lease-ttl=87600h", "pki"]);
+    let root = [
+        "write",
+        "pki/root/generate/internal",
+        "common_name=Corp Root",
+        "ttl=87600h",
+        "key_type=ec",
+        "key_bits=256",
+    ];
+    vault.run(&root);
+    let policy = "path \"pki/issuer/default\" { capabilities = [\"read\"] }\n\
+                  path \"pki/issuer/default/sign-intermediate\" { capabilities = [\"update\"] }\n";
+    vault.app_role(policy, "1m");
+    let config = dir.path().join("control.yaml");
+    // Vault backdates by 30 s: half of the life is over after 5 s.
+    let upstream = format!("vault-pki:{}/pki?{}", vault.address, vault.login());
+    let text =
+        format!("ca: {{ upstream: {upstream:?}, issuing_ttl: 40s }}\nsvid: {{ ttl: 15s, max_ttl: 20s }}\n");
+    std::fs::write(&config, text).unwrap();
+    let mut command = harness::serve(dir.path(), &["--trust-domain", TD]);
+    command.arg("--config").arg(&config);
+    let control = Control::spawn(Arc::clone(&dir), command);
+
+    let pem = dir.path().join("vault-root.pem");
+    std::fs::write(&pem, vault.run(&["read", "-field=certificate", "pki/cert/ca"])).unwrap();
+    let root = CertificateDer::from_pem_file(&pem).unwrap();
+    let (_, first) = enrolled(&control, "/a", &[]).await;
+    verify(&first.chain, root.clone(), Role::Server);
+    let [leaf, issuing, _] = crate::lint::files(&control, &first, "leaf");
+    run(Command::new("openssl")
+        .args(["verify", "-x509_strict", "-CAfile"])
+        .arg(&pem)
+        .arg("-untrusted")
+        .args([&issuing, &leaf]));
+    assert!(!control.data().join("ca/root.key").exists(), "no root of ours");
+
+    let renewed = async {
+        for round in 0.. {
+            let (_, svid) = enrolled(&control, &format!("/next/{round}"), &[]).await;
+            if svid.chain[1] != first.chain[1] {
+                return svid;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+        unreachable!()
+    };
+    let next = tokio::time::timeout(LONG, renewed).await.expect("no new issuing CA");
+    verify(&next.chain, root, Role::Client);
+}
