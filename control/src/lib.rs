@@ -135,6 +135,8 @@ pub struct Ready {
     pub lists: Option<SocketAddr>,
     /// The public port, as bound.
     pub public: Option<SocketAddr>,
+    /// The operators' port, as bound.
+    pub api: Option<SocketAddr>,
     /// The operators' socket.
     pub admin: PathBuf,
 }
@@ -219,7 +221,13 @@ pub async fn run(
     let operators = api::socket::bind(&socket)
         .map_err(|source| ServeError::Listen { address: socket.display().to_string(), source })?;
 
+    let operators_port = match config.api.listen {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
+
     let about = Ready {
+        api: operators_port.as_ref().and_then(|p| p.local_addr().ok()),
         trust_domain,
         root: plane.ca.authorities().active().pin.to_string(),
         listen: bound,
@@ -230,13 +238,18 @@ pub async fn run(
         admin: socket.clone(),
     };
     let tasks = TaskTracker::new();
-    tasks.spawn(api::listen::serve(listener, tls, Arc::clone(&plane), shutdown.clone()));
+    tasks.spawn(api::listen::serve(listener, Arc::clone(&tls), Arc::clone(&plane), shutdown.clone()));
     tasks.spawn(api::socket::serve(
         operators,
         socket,
         api::admin::router(Arc::clone(&plane)),
         shutdown.clone(),
     ));
+    if let Some(listener) = operators_port {
+        let (tls, plane) = (Arc::clone(&tls), Arc::clone(&plane));
+        let router = api::admin::router(Arc::clone(&plane));
+        tasks.spawn(api::operators::serve(listener, tls, config.api, plane, router, shutdown.clone()));
+    }
     tasks.spawn(housekeeping::run(Arc::clone(&plane), shutdown.clone()));
     tasks.spawn(housekeeping::probe_keys(Arc::clone(&plane), shutdown.clone()));
     tasks.spawn(federation::poll::run(Arc::clone(&plane), shutdown.clone()));

@@ -337,6 +337,14 @@ impl Registry {
         }
     }
 
+    /// Puts on record a call of the operators' API that was refused, unless there is a flood of them.
+    pub async fn operator_refused(&self, actor: &str, what: &str, why: &'static str) {
+        self.metrics.refused("api", why);
+        if self.limits.audit_refusal(now_ms()) {
+            Entry::refused(actor, "api", what, why).write(&self.store).await;
+        }
+    }
+
     /// Puts on record a request that never became a message.
     pub async fn unreadable(&self, action: &'static str, actor: &str) {
         self.refused(action, actor, "", &Refusal::Malformed("unreadable message")).await;

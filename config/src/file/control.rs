@@ -10,6 +10,7 @@ use super::{Span, YamlError};
 use crate::id::TrustDomain;
 use crate::service::is_host_port;
 
+mod api;
 pub mod attest;
 mod audit;
 mod exchange;
@@ -20,6 +21,7 @@ mod public;
 mod revocation;
 mod store;
 
+pub use api::{ApiConfig, OperatorConfig, OperatorRole};
 pub use audit::AuditConfig;
 pub use exchange::{ExchangeConfig, ExchangeRule};
 pub use federation::FederationConfig;
@@ -50,6 +52,8 @@ pub struct ControlConfig {
     pub jwt: JwtConfig,
     /// The bundle endpoint, OIDC discovery and keys.
     pub public: PublicConfig,
+    /// The operators' port.
+    pub api: ApiConfig,
     /// The record of everything that was asked and done.
     pub audit: AuditConfig,
     /// By what else than join tokens workloads may enroll.
@@ -155,6 +159,7 @@ impl ControlConfig {
         self.revocation.check()?;
         self.jwt.check()?;
         self.public.check()?;
+        self.api.check()?;
         self.audit.check()?;
         self.federation.check()?;
         self.exchange.check(self.public.listen.is_some(), self.jwt.issuer().as_deref())?;
@@ -201,6 +206,7 @@ impl Default for ControlConfig {
             exchange: ExchangeConfig::default(),
             svid: SvidConfig::default(),
             ca: CaConfig::default(),
+            api: ApiConfig::default(),
             audit: AuditConfig::default(),
             attest: attest::AttestConfig::default(),
             revocation: RevocationConfig::default(),

@@ -54,6 +54,7 @@ pub fn router(plane: Arc<Plane>) -> Router {
         .merge(super::records::routes())
         .merge(super::backup::routes())
         .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&plane), super::roles::guard))
         .layer(axum::middleware::from_fn(correlate))
         .with_state(plane)
 }

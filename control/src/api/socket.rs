@@ -74,7 +74,8 @@ pub async fn serve(listener: UnixListener, path: PathBuf, router: Router, shutdo
         let Some(operator) = operator(&stream) else { continue };
         let (router, shutdown) = (router.clone(), shutdown.clone());
         tasks.spawn(async move {
-            connection(stream, router.layer(Extension(operator)), shutdown).await;
+            connection(stream, router.layer(Extension(operator)).layer(super::operators::local()), shutdown)
+                .await;
             drop(permit);
         });
     }

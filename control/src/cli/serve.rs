@@ -120,6 +120,7 @@ fn announce(about: &Ready, is_json: bool) {
             "metrics": about.metrics,
             "lists": about.lists,
             "public": about.public,
+            "api": about.api,
             "admin": about.admin,
         }))
     } else {
