@@ -93,7 +93,8 @@ impl Control {
         mut command: Command,
         waits: impl FnOnce(&Value),
     ) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let log = std::fs::File::options().create(true).append(true).open(dir.path().join("log")).unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         let mut read = || {
             let mut line = String::new();
