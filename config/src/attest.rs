@@ -35,6 +35,9 @@ pub struct Rule {
     /// Labels that policy selectors see.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// The environment of whoever it admits: an identity that is declared in another one is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
     /// The longest lifetime of its certificates; left out, `svid.max_ttl`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_ttl: Option<Span>,

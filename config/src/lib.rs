@@ -20,6 +20,7 @@ pub mod jwt;
 pub mod jwt_svid;
 pub mod policy;
 pub mod reason;
+pub mod registry;
 pub mod revocation;
 pub mod service;
 pub mod svid;

@@ -8,6 +8,7 @@ use postern_config::file;
 use postern_config::file::control::ControlConfig;
 use postern_config::file::proxy::ProxyConfig;
 use postern_config::policy::{Document, read_stream};
+use postern_config::registry::Identity;
 use postern_config::service::Service;
 
 fn folder() -> PathBuf {
@@ -29,6 +30,11 @@ fn every_configuration_loads_and_makes_sense() {
         match name.split('-').next() {
             Some("proxy" | "gateway") => file::load::<ProxyConfig>(&path).unwrap().check().unwrap(),
             Some("control") => file::load::<ControlConfig>(&path).unwrap().check().unwrap(),
+            Some("identities") => {
+                let identities = file::load_stream::<Identity>(&path).unwrap();
+                assert!(!identities.is_empty());
+                identities.iter().for_each(|i| i.check().unwrap());
+            }
             Some("service") => {
                 let services = file::load_stream::<Service>(&path).unwrap();
                 assert!(!services.is_empty());
@@ -44,6 +50,7 @@ fn every_configuration_loads_and_makes_sense() {
         "control-vault",
         "control",
         "gateway",
+        "identities",
         "proxy-edge-like",
         "proxy-kubernetes",
         "proxy-sidecar",

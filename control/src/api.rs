@@ -14,6 +14,7 @@ pub mod backup;
 pub mod callers;
 pub mod federation;
 pub mod grpc;
+pub mod identities;
 pub mod listen;
 pub mod lists;
 pub mod model;

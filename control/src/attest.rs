@@ -149,6 +149,8 @@ pub struct Admission {
     pub labels: std::collections::BTreeMap<String, String>,
     /// The longest lifetime of a certificate, milliseconds.
     pub max_ttl_ms: Option<i64>,
+    /// The environment of the rule; empty for none.
+    pub environment: String,
 }
 
 /// Everybody whose word counts.
@@ -198,7 +200,8 @@ impl Attestors {
 pub fn admit(rules: &[Rule], attested: &Attested) -> Result<Admission, NotAdmitted> {
     let (rule, spiffe_id) = postern_config::attest::admit(rules, &attested.selectors)?;
     let max_ttl_ms = rule.max_ttl.map(|ttl| crate::clock::millis(ttl.as_duration()));
-    Ok(Admission { spiffe_id, labels: rule.labels.clone(), max_ttl_ms })
+    let environment = rule.environment.clone().unwrap_or_default();
+    Ok(Admission { spiffe_id, labels: rule.labels.clone(), max_ttl_ms, environment })
 }
 
 fn fetcher(ca: Option<&std::path::Path>) -> Result<Arc<Fetcher>, TrustError> {

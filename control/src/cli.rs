@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use postern_config::file::FileError;
 
+mod apply;
 mod audit;
 mod backup;
 mod ca;
@@ -67,6 +68,11 @@ enum Command {
     /// Join tokens for proxies
     #[command(subcommand)]
     Token(token::Command),
+    /// Declare identities from files
+    Apply(apply::Apply),
+    /// Withdraw a declaration
+    #[command(subcommand)]
+    Delete(apply::Delete),
     /// Show live identities and their proxies
     Identities(identities::Identities),
     /// Services: names, expected identities, endpoints
@@ -150,6 +156,8 @@ fn run(cli: Cli) -> Result<(), CliError> {
         match cli.command {
             Command::Serve(command) => command.run(common).await,
             Command::Token(command) => command.run(common).await,
+            Command::Apply(command) => command.run(common).await,
+            Command::Delete(command) => command.run(common).await,
             Command::Identities(command) => command.run(common).await,
             Command::Service(command) => command.run(common).await,
             Command::Policy(command) => command.run(common).await,

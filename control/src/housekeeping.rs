@@ -9,7 +9,7 @@ use crate::api::Plane;
 use crate::ca::{CaError, turn};
 use crate::clock::{millis, now_ms};
 use crate::store::{Lease, Replica};
-use crate::{ServeError, publish, replica};
+use crate::{ServeError, publish, replica, revoke};
 
 /// The pause between two rounds. Acknowledgements are saved this often; an operator who waits for them sees them this late.
 const ROUND: Duration = Duration::from_millis(200);
@@ -167,6 +167,13 @@ fn without_key(done: Result<(), ServeError>) -> Result<(), ServeError> {
 /// The work that one replica does for all.
 async fn for_all(plane: &Plane, lease: &Lease, clean_up: bool) -> Result<(), ServeError> {
     plane.publisher.sweep(lease).await?;
+    for ended in plane.store.declared().await?.into_iter().filter(|d| d.has_ended(now_ms())) {
+        let id = ended.spec.spiffe_id;
+        if plane.store.is_in_service(&id).await? {
+            revoke::retire(&plane.store, &id, "its declared end has come", "control").await?;
+            plane.publisher.catch_up().await?;
+        }
+    }
     sweep_jwt_keys(plane, lease).await?;
     if let Some(rotation) = plane.store.rotation().await? {
         let holding = publish::rollout(&plane.store, &plane.proxies, rotation.generation).await?;

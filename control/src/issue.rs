@@ -27,21 +27,29 @@ pub struct Leaf {
     pub not_after: i64,
 }
 
+/// What a leaf shall be.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// Whose it is.
+    pub id: &'a SpiffeId,
+    /// Names beside the identity, which give no right (X509-SVID §2).
+    pub dns_names: &'a [String],
+    /// How long it lives.
+    pub ttl: Duration,
+    /// How far its begin lies in the past.
+    pub backdate: Duration,
+    /// Before which it never begins, milliseconds since 1970.
+    pub earliest: i64,
+}
+
 /// Signs a leaf for `id`. It starts `backdate` before `now` and ends `ttl` after it (milliseconds since 1970), but never
 /// outside of its issuer's life, nor before `earliest` (milliseconds since 1970), which is when the identity was revoked; with a
 /// clock outside of its issuer's life nothing is signed.
 ///
 /// The subject is empty, so the SAN is critical (RFC 5280 §4.1.2.6); both EKUs stand, because a workload is client and
 /// server with one certificate.
-pub fn sign(
-    issuing: &Issuing,
-    id: &SpiffeId,
-    key: &impl PublicKeyData,
-    ttl: Duration,
-    backdate: Duration,
-    earliest: i64,
-    now: i64,
-) -> Result<Leaf, CaError> {
+pub fn sign(issuing: &Issuing, key: &impl PublicKeyData, wish: &Wish<'_>, now: i64) -> Result<Leaf, CaError> {
+    let Wish { id, dns_names, ttl, backdate, earliest } = *wish;
     let ends = now.saturating_add(crate::clock::millis(ttl));
     let begins = now.saturating_sub(crate::clock::millis(backdate)).div_euclid(1000);
     // Rounded up: a certificate of five seconds lives five, not four and a bit.
@@ -59,6 +67,9 @@ pub fn sign(
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![SanType::URI(id.as_str().try_into()?)];
+    for name in dns_names {
+        params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+    }
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages =

@@ -101,6 +101,9 @@ pub enum ServeError {
     /// The store cannot be used.
     #[error(transparent)]
     Store(#[from] store::StoreError),
+    /// An identity could not be taken out of service.
+    #[error(transparent)]
+    Revoke(#[from] revoke::RevokeError),
     /// The first generation cannot be built.
     #[error(transparent)]
     Publish(#[from] publish::PublishError),

@@ -19,15 +19,17 @@ use crate::ca::{Ca, CaError};
 use crate::clock::now_ms;
 use crate::digest::{hex, serial_hex};
 use crate::issue::csr::{Csr, CsrError, SubjectKey};
-use crate::issue::{self, Leaf};
+use crate::issue::{self, Leaf, Wish};
 use crate::limits::{Limits, Line};
 use crate::store::{Certificate, Change, Lineage, Store, StoreError, Subject};
 use crate::telemetry::Metrics;
 
 mod attested;
+mod declared;
 mod enroll;
 mod tokens;
 
+use declared::Terms;
 pub use enroll::{Attempt, Proof};
 pub use tokens::{NewToken, TokenError};
 
@@ -74,6 +76,12 @@ pub enum Refusal {
     /// The identity was revoked, or the lineage was ended.
     #[error("this identity or enrollment was revoked; nothing is issued to it")]
     Revoked,
+    /// The identity is declared with an end, and that has come.
+    #[error("this identity has ended")]
+    Ended,
+    /// The identity is declared in another environment than the credential's.
+    #[error("this credential is of another environment than the identity")]
+    Environment,
     /// A renewal for the key that is in use.
     #[error("a renewal needs a new key")]
     SameKey,
@@ -139,6 +147,8 @@ impl Refusal {
             Self::Superseded => "superseded",
             Self::UnknownSerial => "unknown_serial",
             Self::Revoked => "revoked",
+            Self::Ended => "identity_ended",
+            Self::Environment => "environment",
             Self::SameKey => "same_key",
             Self::TooMany => "too_many",
             Self::Busy => "busy",
@@ -263,9 +273,15 @@ impl Registry {
         ttl_ms: u64,
     ) -> Result<(Leaf, Issued), Refusal> {
         let issuing = self.ca.signing()?;
-        let ttl = self.lifetime(ttl_ms, lineage.max_ttl_ms);
-        let (backdate, earliest) = (self.ca.backdate(), subject.revoked_before);
-        let leaf = issue::sign(&issuing, &lineage.spiffe_id, key, ttl, backdate, earliest, now_ms())?;
+        let terms = Terms::of(change, lineage, now_ms()).await?;
+        let wish = Wish {
+            id: &lineage.spiffe_id,
+            dns_names: &terms.dns_names,
+            ttl: self.lifetime(ttl_ms, terms.max_ttl_ms),
+            backdate: self.ca.backdate(),
+            earliest: subject.revoked_before,
+        };
+        let leaf = issue::sign(&issuing, key, &wish, now_ms())?;
         let certificate = Certificate {
             serial: leaf.serial.clone(),
             lineage: lineage.id.clone(),

@@ -118,6 +118,28 @@ pub async fn revoke(
     Ok(Done { id, certificates, generation, at: now_ms() })
 }
 
+/// Takes an identity out of service: what it has is refused from now on, its enrollments and unused tokens are dead. Unlike after a
+/// revocation, a new token or attestation may bring it back.
+pub async fn retire(store: &Store, id: &SpiffeId, why: &str, actor: &str) -> Result<Done, RevokeError> {
+    let mut change = store.change().await?;
+    let now = now_ms();
+    let before = change.subject(id, now).await?;
+    let (certificates, _) = identity(&mut change, id, Reason::CessationOfOperation, actor, now).await?;
+    let after = change.subject(id, now).await?;
+    change.set_subject(id, Subject { is_banned: before.is_banned, ..after }).await?;
+    let entry = Entry::done(
+        actor,
+        "identity remove",
+        id.as_str(),
+        json!({ "why": why, "certificates": certificates }),
+    );
+    entry.append(&mut change).await?;
+    let generation = change.advance("generation").await?;
+    change.commit().await?;
+    entry.log();
+    Ok(Done { id: id.clone(), certificates, generation, at: now_ms() })
+}
+
 /// Lets an identity have certificates again. What was revoked stays revoked.
 pub async fn lift(store: &Store, id: &SpiffeId, actor: &str) -> Result<(), RevokeError> {
     let mut change = store.change().await?;

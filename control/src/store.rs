@@ -15,6 +15,7 @@ mod authorities;
 mod engine;
 mod federation;
 mod feed;
+mod identities;
 mod jwt_keys;
 mod leases;
 mod lineages;

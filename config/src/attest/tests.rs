@@ -4,7 +4,7 @@ use super::*;
 
 fn rule(selectors: &[(&str, &str)], id: &str) -> Rule {
     let selectors = selectors.iter().map(|(k, v)| ((*k).to_owned(), Wanted::One((*v).to_owned()))).collect();
-    Rule { selectors, id: id.parse().unwrap(), labels: BTreeMap::new(), max_ttl: None }
+    Rule { selectors, id: id.parse().unwrap(), labels: BTreeMap::new(), environment: None, max_ttl: None }
 }
 
 fn attested(selectors: &[(&str, &str)]) -> Selectors {

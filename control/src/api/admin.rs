@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::Plane;
 use super::model::{
-    Applied, ApplyPolicies, Behind, CreateToken, CreatedToken, Identity, IssuingView, ProxiesView, Refused,
+    Applied, ApplyPolicies, Behind, CreateToken, CreatedToken, IssuingView, ProxiesView, Refused,
     ServiceView, Status,
 };
 use crate::audit::{self, Entry};
@@ -41,13 +41,13 @@ pub fn router(plane: Arc<Plane>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/tokens", post(create_token))
-        .route("/v1/identities", get(identities))
         .route("/v1/services", get(services).post(apply_services))
         .route("/v1/services/{name}", delete(delete_service))
         .route("/v1/policies", get(policies).post(apply_policies))
         .route("/v1/policies/{namespace}/{name}", delete(delete_policy))
         .route("/v1/ca/rotate", post(rotate))
         .fallback(|| async { Failed::new(StatusCode::NOT_FOUND, "not_found", "no such resource") })
+        .merge(super::identities::routes())
         .merge(super::federation::routes())
         .merge(super::revocations::routes())
         .merge(super::rotation::routes())
@@ -113,6 +113,7 @@ async fn create_token(
         ttl: wanted.ttl.as_duration(),
         cidr: wanted.cidr,
         labels: wanted.labels,
+        environment: wanted.environment,
         svid_ttl: wanted.svid_ttl.map(|ttl| ttl.as_duration()),
     };
     let (token, join) = plane.registry.create_token(new, &plane.advertise, &operator.0).await?;
@@ -122,26 +123,6 @@ async fn create_token(
         id: token.spiffe_id,
         expires_at: rfc3339(token.expires_at),
     }))
-}
-
-async fn identities(State(plane): Shared) -> Result<Json<Vec<Identity>>, Failed> {
-    let live = plane.store.live_lineages(now_ms()).await?;
-    let view = live.into_iter().map(|live| {
-        // What a connected proxy said last may not be in the store yet.
-        let said = plane.proxies.said(&live.lineage.id);
-        Identity {
-            connected: said.is_some(),
-            generation: said.as_ref().map_or(live.generation, |s| s.generation),
-            last_seen: rfc3339(said.as_ref().map_or(live.last_seen, |s| s.last_seen.max(live.last_seen))),
-            error: said.map_or(live.error, |s| s.error),
-            id: live.lineage.spiffe_id,
-            instance: live.lineage.instance,
-            lineage: live.lineage.id,
-            serial: live.lineage.current_serial,
-            expires_at: rfc3339(live.not_after),
-        }
-    });
-    Ok(Json(view.collect()))
 }
 
 async fn services(State(plane): Shared) -> Json<Vec<ServiceView>> {
@@ -241,7 +222,7 @@ struct OfKind {
 }
 
 /// Ends a change that proxies must hear of: record, number, commit, push.
-async fn publish(
+pub(super) async fn publish(
     plane: &Plane,
     mut change: Change,
     operator: &Operator,

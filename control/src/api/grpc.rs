@@ -149,7 +149,9 @@ fn status(refusal: Refusal) -> Status {
         | Refusal::Proof
         | Refusal::Superseded
         | Refusal::UnknownSerial
-        | Refusal::Revoked => Status::permission_denied(message),
+        | Refusal::Revoked
+        | Refusal::Ended
+        | Refusal::Environment => Status::permission_denied(message),
         Refusal::TooMany | Refusal::Busy => Status::resource_exhausted(message),
         // Unavailable, not Internal: the proxy shall come back, and the cause stands in our log.
         Refusal::Store(_) | Refusal::Ca(_) | Refusal::Unavailable(_) => Status::unavailable(message),

@@ -29,6 +29,9 @@ pub struct CreateToken {
     /// Labels that policy selectors see.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// The environment that it is for; left out, the one that the identity is declared in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
     /// Upper bound for certificates of this enrollment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub svid_ttl: Option<Span>,
@@ -68,6 +71,12 @@ pub struct Identity {
     pub generation: u64,
     /// Why it refused that generation; empty if it is in force.
     pub error: String,
+    /// Whom to ask about it; absent if nobody has declared it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// The environment of its credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
 }
 
 /// One service with the endpoints that are known now.
@@ -414,4 +423,12 @@ pub struct SnapshotMade {
     pub file: String,
     /// The trust domain.
     pub trust_domain: String,
+}
+
+/// `POST /v1/identities/remove`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveIdentity {
+    /// The identity to take out of service.
+    pub id: SpiffeId,
 }

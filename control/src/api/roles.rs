@@ -14,10 +14,14 @@ use super::admin::{Failed, Operator};
 use OperatorRole::{Admin, Operator as Changes, Viewer};
 
 /// The required role of each route.
-pub const TABLE: [(&str, &str, OperatorRole); 28] = [
+pub const TABLE: [(&str, &str, OperatorRole); 32] = [
     ("GET", "/v1/status", Viewer),
     ("POST", "/v1/tokens", Changes),
     ("GET", "/v1/identities", Viewer),
+    ("POST", "/v1/identities/remove", Changes),
+    ("GET", "/v1/declarations", Viewer),
+    ("POST", "/v1/declarations", Changes),
+    ("DELETE", "/v1/declarations/{name}", Changes),
     ("GET", "/v1/services", Viewer),
     ("POST", "/v1/services", Changes),
     ("DELETE", "/v1/services/{name}", Changes),
@@ -95,10 +99,11 @@ mod tests {
     use super::*;
 
     /// Every file that adds routes for operators.
-    const SOURCES: [&str; 6] = [
+    const SOURCES: [&str; 7] = [
         include_str!("admin.rs"),
         include_str!("backup.rs"),
         include_str!("federation.rs"),
+        include_str!("identities.rs"),
         include_str!("records.rs"),
         include_str!("revocations.rs"),
         include_str!("rotation.rs"),

@@ -25,7 +25,7 @@ use super::callers::{Grace, Standing};
 use crate::attest::Pki;
 use crate::ca::{Authorities, Ca, CaError};
 use crate::clock::now_ms;
-use crate::issue;
+use crate::issue::{self, Wish};
 use crate::publish::World;
 
 /// How long the control plane's own certificate lives; it is replaced at half of that, and with every issuing CA.
@@ -93,7 +93,8 @@ fn own_certificate(ca: &Ca, provider: &CryptoProvider) -> Result<(CertifiedKey, 
     let issuing = ca.issuing();
     let id = ca.trust_domain().control_plane();
     // It begins with its issuing CA, not with this moment: made while the clock was ahead, it must be good when that is right again.
-    let leaf = issue::sign(&issuing, &id, &key, OWN_TTL, Duration::MAX, i64::MIN, now_ms())?;
+    let wish = Wish { id: &id, dns_names: &[], ttl: OWN_TTL, backdate: Duration::MAX, earliest: i64::MIN };
+    let leaf = issue::sign(&issuing, &key, &wish, now_ms())?;
     let mut chain = vec![CertificateDer::from(leaf.der), issuing.certificate.clone()];
     chain.extend(ca.authorities().above(&issuing));
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));

@@ -35,6 +35,9 @@ pub(super) struct Create {
     /// A label that policy selectors see; may be repeated
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
+    /// The environment that it is for; left out, the one that the identity is declared in
+    #[arg(long, value_name = "NAME")]
+    environment: Option<String>,
     /// The longest lifetime of certificates of this enrollment
     #[arg(long, value_name = "TIME")]
     svid_ttl: Option<Span>,
@@ -45,9 +48,9 @@ impl Command {
         let Self::Create(wanted) = self;
         let id: SpiffeId =
             wanted.id.parse().map_err(|why| CliError::Failed(format!("not a SPIFFE ID: {why}")))?;
-        let labels: BTreeMap<_, _> = wanted.labels.into_iter().collect();
-        let wanted =
-            CreateToken { id, ttl: wanted.ttl, cidr: wanted.cidr, labels, svid_ttl: wanted.svid_ttl };
+        let labels: BTreeMap<_, _> = wanted.labels.iter().cloned().collect();
+        let Create { ttl, cidr, environment, svid_ttl, .. } = wanted;
+        let wanted = CreateToken { id, ttl, cidr, labels, environment, svid_ttl };
         let token: CreatedToken = common.client().post("/v1/tokens", &wanted).await?;
         if common.is_json() { output::json(&token) } else { output::print(&token.join) }
     }

@@ -37,6 +37,7 @@ impl Registry {
             id: ulid::Ulid::new().to_string(),
             spiffe_id: admission.spiffe_id,
             labels: admission.labels,
+            environment: admission.environment,
             instance: attempt.instance.to_owned(),
             max_ttl_ms: admission.max_ttl_ms,
             current_serial: String::new(),

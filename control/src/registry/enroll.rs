@@ -101,6 +101,7 @@ impl Registry {
             id: ulid::Ulid::new().to_string(),
             spiffe_id: token.spiffe_id,
             labels: token.labels,
+            environment: token.environment,
             instance: attempt.instance.to_owned(),
             max_ttl_ms: token.max_ttl_ms,
             current_serial: String::new(),
@@ -143,6 +144,9 @@ impl Registry {
         csr: &Csr,
         ttl_ms: u64,
     ) -> Result<(Leaf, Issued), Refusal> {
+        if let Some(declared) = change.declared(&lineage.spiffe_id).await? {
+            lineage.labels.extend(declared.spec.labels);
+        }
         // The lineage's row comes first, since the certificate refers to it.
         change.add_lineage(lineage, now_ms()).await?;
         let (leaf, issued) = self.sign(change, lineage, subject, &csr.key, ttl_ms).await?;

@@ -9,7 +9,7 @@ use postern_config::id::{SpiffeId, TrustDomain};
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::Registry;
+use super::{Registry, declared};
 use crate::audit::Entry;
 use crate::clock::{millis, now_ms};
 use crate::digest::{random, sha256};
@@ -30,6 +30,8 @@ pub struct NewToken {
     pub ttl: Duration,
     /// Where it may be redeemed from.
     pub cidr: Option<IpNet>,
+    /// The environment that it is for; none takes the identity's own.
+    pub environment: Option<String>,
     /// Labels that policy selectors see.
     pub labels: BTreeMap<String, String>,
     /// Upper bound for every certificate of the enrollment.
@@ -55,6 +57,19 @@ pub enum TokenError {
     /// It was revoked.
     #[error("{0} was revoked; to let it have certificates again: postern revoke --lift {0}")]
     Revoked(SpiffeId),
+    /// It is declared with an end, and that has come.
+    #[error("{0} is declared with an end that has come; declare it anew first: postern apply")]
+    Ended(SpiffeId),
+    /// It is declared in another environment.
+    #[error("{id} is declared in {declared}; a token for {wanted} would not yield it")]
+    Environment {
+        /// The wanted identity.
+        id: SpiffeId,
+        /// Where it lives.
+        declared: String,
+        /// What was asked for.
+        wanted: String,
+    },
     /// No time, or too much.
     #[error("a token lives between 1s and 7d")]
     Ttl,
@@ -83,11 +98,12 @@ impl Registry {
         self.check_token(&new)?;
         let secret = Zeroizing::new(random::<32>()?);
         let now = now_ms();
-        let token = Token {
+        let mut token = Token {
             id: ulid::Ulid::new().to_string(),
             secret_hash: sha256(secret.as_slice()).to_vec(),
             spiffe_id: new.id,
             labels: new.labels,
+            environment: String::new(),
             cidr: new.cidr,
             max_ttl_ms: new.svid_ttl.map(millis),
             created_at: now,
@@ -101,6 +117,11 @@ impl Registry {
         let mut change = self.store.change_rows().await?;
         if change.subject(&token.spiffe_id, now).await?.is_banned {
             return Err(TokenError::Revoked(token.spiffe_id));
+        }
+        let declared = change.declared(&token.spiffe_id).await?;
+        token.environment = declared::environment(&token.spiffe_id, declared.as_ref(), new.environment)?;
+        if declared.is_some_and(|d| d.has_ended(now)) {
+            return Err(TokenError::Ended(token.spiffe_id));
         }
         change.add_token(&token).await?;
         entry.append(&mut change).await?;

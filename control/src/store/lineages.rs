@@ -17,6 +17,8 @@ pub struct Lineage {
     pub spiffe_id: SpiffeId,
     /// Labels that policy selectors see.
     pub labels: BTreeMap<String, String>,
+    /// The environment of the credential that began it; empty for none.
+    pub environment: String,
     /// What the proxy calls itself; never trusted.
     pub instance: String,
     /// Upper bound for each certificate, milliseconds.
@@ -76,7 +78,7 @@ impl Store {
     /// Lineages with a valid certificate at `now`, by identity.
     pub async fn live_lineages(&self, now: i64) -> Result<Vec<LiveLineage>, StoreError> {
         let rows = sqlx::query(
-            "SELECT l.id, l.spiffe_id, l.labels, l.instance, l.max_ttl_ms, l.current_serial, l.next_serial, l.ended_at, l.last_seen, \
+            "SELECT l.id, l.spiffe_id, l.labels, l.instance, l.max_ttl_ms, l.current_serial, l.next_serial, l.ended_at, l.environment, l.last_seen, \
                     (SELECT MAX(c.not_after) FROM certificates c WHERE c.lineage = l.id) AS not_after, \
                     COALESCE(p.generation, 0) AS generation, COALESCE(p.error, '') AS error, \
                     COALESCE(p.last_seen, 0) AS proxy_seen, COALESCE(p.replica, '') AS replica, \
@@ -108,8 +110,8 @@ impl Change {
     /// Begins a lineage whose first certificate has this serial.
     pub async fn add_lineage(&mut self, lineage: &Lineage, now: i64) -> Result<(), StoreError> {
         sqlx::query(
-            "INSERT INTO lineages (id, spiffe_id, labels, instance, max_ttl_ms, current_serial, created_at, last_seen) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            "INSERT INTO lineages (id, spiffe_id, labels, instance, max_ttl_ms, current_serial, created_at, last_seen, environment) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         )
         .bind(lineage.id.as_str())
         .bind(lineage.spiffe_id.as_str())
@@ -119,6 +121,7 @@ impl Change {
         .bind(lineage.current_serial.as_str())
         .bind(now)
         .bind(now)
+        .bind(lineage.environment.as_str())
         .execute(&mut *self.tx)
         .await?;
         Ok(())
@@ -147,7 +150,7 @@ impl Change {
     pub async fn lineage_of(&mut self, serial: &str) -> Result<Option<Lineage>, StoreError> {
         let row = sqlx::query(
             "UPDATE lineages SET last_seen = last_seen WHERE id = (SELECT lineage FROM certificates WHERE serial = $1) \
-             RETURNING id, spiffe_id, labels, instance, max_ttl_ms, current_serial, next_serial, ended_at",
+             RETURNING id, spiffe_id, labels, instance, max_ttl_ms, current_serial, next_serial, ended_at, environment",
         )
         .bind(serial)
         .fetch_optional(&mut *self.tx)
@@ -221,6 +224,7 @@ fn lineage(row: &AnyRow) -> Result<Lineage, StoreError> {
         current_serial: row.try_get("current_serial")?,
         next_serial: row.try_get("next_serial")?,
         ended_at: row.try_get("ended_at")?,
+        environment: row.try_get("environment")?,
     })
 }
 

@@ -20,6 +20,8 @@ pub struct Token {
     pub spiffe_id: SpiffeId,
     /// Labels that policy selectors see.
     pub labels: BTreeMap<String, String>,
+    /// The environment that it is for; empty for none.
+    pub environment: String,
     /// Where it may be redeemed from; everywhere if absent.
     pub cidr: Option<IpNet>,
     /// Upper bound for every certificate of its lineage, milliseconds.
@@ -37,7 +39,7 @@ pub struct Token {
 }
 
 const SELECT: &str = "SELECT id, secret_hash, spiffe_id, labels, cidr, max_ttl_ms, created_at, created_by, expires_at, \
-     redeemed_spki, lineage FROM tokens WHERE id = $1";
+     redeemed_spki, lineage, environment FROM tokens WHERE id = $1";
 
 impl Store {
     /// The token of this name, spent or not.
@@ -51,8 +53,8 @@ impl Change {
     /// Records a new token.
     pub async fn add_token(&mut self, token: &Token) -> Result<(), StoreError> {
         sqlx::query(
-            "INSERT INTO tokens (id, secret_hash, spiffe_id, labels, cidr, max_ttl_ms, created_at, created_by, expires_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+            "INSERT INTO tokens (id, secret_hash, spiffe_id, labels, cidr, max_ttl_ms, created_at, created_by, expires_at, environment) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         )
         .bind(token.id.as_str())
         .bind(token.secret_hash.clone())
@@ -63,6 +65,7 @@ impl Change {
         .bind(token.created_at)
         .bind(token.created_by.as_str())
         .bind(token.expires_at)
+        .bind(token.environment.as_str())
         .execute(&mut *self.tx)
         .await?;
         Ok(())
@@ -116,6 +119,7 @@ fn token(row: &AnyRow) -> Result<Token, StoreError> {
         secret_hash: row.try_get("secret_hash")?,
         spiffe_id: parsed(row, "spiffe_id", "SPIFFE ID")?,
         labels: json(row, "labels", "set of labels")?,
+        environment: row.try_get("environment")?,
         cidr,
         max_ttl_ms: row.try_get("max_ttl_ms")?,
         created_at: row.try_get("created_at")?,

@@ -19,6 +19,7 @@ mod enrollment;
 mod exchange;
 mod federation;
 mod harness;
+mod identities;
 mod jwt;
 mod keys;
 mod lint;

@@ -18,8 +18,10 @@ async fn a_repeated_renewal_gets_the_same_certificate() {
     let keys = Keys::new();
     let first = renew(&mut connection, &keys).await.unwrap();
     let again = renew(&mut connection, &keys).await.unwrap();
-    assert_eq!(first.svid, again.svid);
-    assert_ne!(first.svid.unwrap().chain[0], svid.chain[0].to_vec());
+    // The window may differ, the certificate may not.
+    let [first, again] = [first, again].map(|answer| answer.svid.unwrap().chain);
+    assert_eq!(first, again);
+    assert_ne!(first[0], svid.chain[0].to_vec());
     assert_eq!(control.issued("renew"), 1);
 }
 
