@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::file::Span;
-use crate::id::SpiffeId;
+use crate::id::{SpiffeId, TrustDomain};
 use crate::service::check_name;
 
 /// The most DNS names of one identity, and the longest one in bytes (RFC 1035 §2.3.4).
@@ -76,6 +76,9 @@ pub struct Spec {
     /// Labels that policy selectors see; over those of a token.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Foreign trust domains whose bundles it gets, as soon as the control plane has them (`postern federation`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub federates_with: Vec<TrustDomain>,
     /// When it ends: nothing is issued to it afterwards, and its proxies are cut off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<Moment>,

@@ -10,6 +10,7 @@ use std::time::Duration;
 use postern_config::bundle::{BundleError, TrustBundle};
 use postern_config::file::url::WebUrl;
 use postern_config::id::{SpiffeId, TrustDomain};
+use postern_config::registry::Identity;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
@@ -151,10 +152,12 @@ pub struct Delivered {
 }
 
 impl Delivered {
-    /// The bundle that is held, if there is one.
-    pub fn of(foreign: &Foreign) -> Result<Option<Self>, BundleError> {
-        let bundle = held(foreign)?;
-        Ok(bundle.map(|bundle| Self { bundle, members: foreign.members.clone() }))
+    /// The bundle that is held, if there is one; for its members, and for whoever is declared to federate with it.
+    pub fn of(foreign: &Foreign, declared: &[Identity]) -> Result<Option<Self>, BundleError> {
+        let Some(bundle) = held(foreign)? else { return Ok(None) };
+        let federating = declared.iter().filter(|d| d.spec.federates_with.contains(&foreign.trust_domain));
+        let federating = federating.map(|d| d.spec.spiffe_id.to_string());
+        Ok(Some(Self { bundle, members: foreign.members.iter().cloned().chain(federating).collect() }))
     }
 
     /// Whether the workload `id` gets it.
@@ -425,8 +428,8 @@ async fn record(
 /// What the store holds, ready for delivery. One that cannot be read any more is left out and said in the log: the others, and
 /// everything else that proxies have to know, must not wait for it.
 pub(crate) async fn delivered(store: &Store) -> Result<Arc<[Delivered]>, StoreError> {
-    let all = store.foreign().await?;
-    let readable = all.iter().filter_map(|foreign| match Delivered::of(foreign) {
+    let (all, declared) = (store.foreign().await?, store.declared().await?);
+    let readable = all.iter().filter_map(|foreign| match Delivered::of(foreign, &declared) {
         Ok(delivered) => delivered,
         Err(error) => {
             tracing::error!(trust_domain = %foreign.trust_domain, %error, "a stored foreign bundle cannot be read");

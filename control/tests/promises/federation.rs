@@ -71,9 +71,18 @@ async fn a_foreign_bundle_reaches_those_whom_it_is_for_and_nobody_else() {
     let mut stranger = Watch::open(&control, &join, &svid).await.unwrap();
     let (join, svid) = enrolled(&control, "/named", &[]).await;
     let mut named = Watch::open(&control, &join, &svid).await.unwrap();
+    let (join, svid) = enrolled(&control, "/declared", &[]).await;
+    let mut declared = Watch::open(&control, &join, &svid).await.unwrap();
+    let document = format!(
+        "apiVersion: postern.dev/v1\nkind: Identity\nmetadata: {{ name: declared }}\nspec:\n  \
+         spiffeId: spiffe://{TD}/declared\n  owner: us\n  federatesWith: [{OTHER}]\n"
+    );
+    let path = control.data().join("declared.yaml");
+    std::fs::write(&path, document).unwrap();
+    control.json(&["apply", "-f", path.to_str().unwrap()]);
     let (both, own): (BTreeSet<_>, BTreeSet<_>) =
         ([TD.to_owned(), OTHER.to_owned()].into(), [TD.to_owned()].into());
-    for watch in [&mut member, &mut stranger, &mut named] {
+    for watch in [&mut member, &mut stranger, &mut named, &mut declared] {
         until_bundles(watch, |set| believes(set) == own).await;
     }
 
@@ -94,7 +103,7 @@ async fn a_foreign_bundle_reaches_those_whom_it_is_for_and_nobody_else() {
         assert_eq!(added["error"], "", "{added}");
         assert!(added["federation"]["sequence"].as_u64().unwrap() > 0, "{added}");
         assert_eq!(added["federation"]["jwt_keys"], 1);
-        for watch in [&mut member, &mut named] {
+        for watch in [&mut member, &mut named, &mut declared] {
             // It has what was fetched, and not only what was given to begin with.
             until_bundles(watch, |set| {
                 believes(set) == both && set.of(OTHER).is_some_and(|bundle| bundle.sequence() > 0)
@@ -105,7 +114,7 @@ async fn a_foreign_bundle_reaches_those_whom_it_is_for_and_nobody_else() {
         assert_eq!(listed[0]["for"], json!(["shop", named_id]));
         assert!(listed[0]["fetched_at"].is_string() && listed[0]["error"] == "", "{listed}");
         control.json(&["federation", "remove", OTHER]);
-        for watch in [&mut member, &mut named] {
+        for watch in [&mut member, &mut named, &mut declared] {
             until_bundles(watch, |set| believes(set) == own).await;
         }
         assert_eq!(control.json(&["federation", "list"]), json!([]));
