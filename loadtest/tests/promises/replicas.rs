@@ -176,6 +176,9 @@ fn three_replicas_killed_at_random_lose_nothing_and_issue_nothing_twice() {
             assert!(audited.contains(serial), "{serial} was issued and has no audit record");
         }
     }
+    // One chain for each replica, each whole after every death of its own.
+    let verified = replicas.all[0].json(&["audit", "verify"]).unwrap();
+    println!("audit: {verified}");
     println!(
         "{seconds} s, {kills} kills, {} renewals ({} tries repeated), {} of {number} writes acknowledged, {} revocations \
          ({given_back} given back): none lost",
