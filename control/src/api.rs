@@ -18,6 +18,7 @@ pub mod identities;
 pub mod listen;
 pub mod lists;
 pub mod model;
+pub mod openapi;
 pub mod operators;
 pub mod probes;
 pub mod public;

@@ -34,7 +34,9 @@ const MAX_HINT: u64 = 24 * 3600;
 const REDIRECTS: u8 = 3;
 
 /// How an endpoint proves itself (SPIFFE Federation §5.2). Neither is ever guessed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "snake_case")]
 #[clap(rename_all = "snake_case")]
 pub enum Profile {
@@ -55,7 +57,7 @@ impl Profile {
 }
 
 /// A foreign trust domain as an operator wants it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Wanted {
     /// Its name; never read from a document or a URL.

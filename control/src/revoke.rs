@@ -19,7 +19,9 @@ use crate::store::{Change, Revocation, Revoked, Store, StoreError, Subject};
 const AFTERWARDS: i64 = 5 * 60 * 1000;
 
 /// Why, in the words of RFC 5280 §5.3.1.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "camelCase")]
 #[clap(rename_all = "camelCase")]
 pub enum Reason {

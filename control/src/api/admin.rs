@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Extension, FromRequest, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Extension, FromRequest, FromRequestParts, Path, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use http::StatusCode;
+use http::request::Parts;
 use postern_config::policy::{Document, DocumentKind, Metadata};
 use postern_config::service::Service;
 use serde::Deserialize;
@@ -51,6 +52,7 @@ pub fn router(plane: Arc<Plane>) -> Router {
         .merge(super::federation::routes())
         .merge(super::revocations::routes())
         .merge(super::rotation::routes())
+        .merge(super::openapi::routes())
         .merge(super::records::routes())
         .merge(super::backup::routes())
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -152,7 +154,7 @@ async fn apply_services(
 async fn delete_service(
     State(plane): Shared,
     Extension(operator): By,
-    Path(name): Path<String>,
+    Named(name): Named<String>,
 ) -> Result<Json<Applied>, Failed> {
     let mut change = plane.store.change().await?;
     if !change.remove_service(&name).await? {
@@ -191,8 +193,8 @@ async fn apply_policies(
 async fn delete_policy(
     State(plane): Shared,
     Extension(operator): By,
-    Path((namespace, name)): Path<(String, String)>,
-    Query(wanted): Query<OfKind>,
+    Named((namespace, name)): Named<(String, String)>,
+    Asked(wanted): Asked<OfKind>,
 ) -> Result<Json<Applied>, Failed> {
     let kinds = [DocumentKind::AuthorizationPolicy, DocumentKind::PeerAuthentication];
     let mut change = plane.store.change().await?;
@@ -266,8 +268,37 @@ impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequest<S> for Body<T> 
             Err(rejection) if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE => {
                 Err(Failed::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "the body is larger than 16 MiB"))
             }
+            Err(rejection) if rejection.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE => Err(Failed::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                "send JSON, as content-type application/json",
+            )),
             Err(rejection) => Err(Failed::bad(rejection.body_text())),
         }
+    }
+}
+
+/// A query whose mistakes are answered in the API's own form.
+pub(super) struct Asked<T>(pub(super) T);
+
+impl<S: Send + Sync, T: serde::de::DeserializeOwned> FromRequestParts<S> for Asked<T> {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failed> {
+        let query = Query::<T>::from_request_parts(parts, state).await;
+        query.map(|Query(value)| Self(value)).map_err(|rejection| Failed::bad(rejection.body_text()))
+    }
+}
+
+/// Names in the path, likewise.
+pub(super) struct Named<T>(pub(super) T);
+
+impl<S: Send + Sync, T: serde::de::DeserializeOwned + Send> FromRequestParts<S> for Named<T> {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failed> {
+        let path = Path::<T>::from_request_parts(parts, state).await;
+        path.map(|Path(value)| Self(value)).map_err(|rejection| Failed::bad(rejection.body_text()))
     }
 }
 

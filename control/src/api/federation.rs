@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use http::StatusCode;
@@ -10,7 +10,7 @@ use postern_config::bundle::TrustBundle;
 use postern_config::id::TrustDomain;
 
 use super::Plane;
-use super::admin::{Body, By, Failed, Shared};
+use super::admin::{Body, By, Failed, Named, Shared};
 use super::model::{Applied, FederationView, Refreshed};
 use crate::clock::rfc3339;
 use crate::federation::{self, FederationError, Wanted};
@@ -54,7 +54,7 @@ async fn add(
 async fn refresh(
     State(plane): Shared,
     Extension(operator): By,
-    Path(trust_domain): Path<String>,
+    Named(trust_domain): Named<String>,
 ) -> Result<Json<Refreshed>, Failed> {
     fetch(&plane, &name(&trust_domain)?, &operator.0).await
 }
@@ -62,7 +62,7 @@ async fn refresh(
 async fn remove(
     State(plane): Shared,
     Extension(operator): By,
-    Path(trust_domain): Path<String>,
+    Named(trust_domain): Named<String>,
 ) -> Result<Json<Applied>, Failed> {
     federation::remove(&plane.store, &name(&trust_domain)?, &operator.0).await?;
     plane.publisher.catch_up().await?;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use http::StatusCode;
@@ -11,7 +11,7 @@ use postern_config::id::SpiffeId;
 use postern_config::registry;
 
 use super::Plane;
-use super::admin::{Body, By, Failed, Shared, publish};
+use super::admin::{Body, By, Failed, Named, Shared, publish};
 use super::model::{Applied, Identity, RemoveIdentity, RevokedView};
 use crate::clock::{now_ms, rfc3339};
 use crate::revoke;
@@ -103,7 +103,7 @@ async fn declare(
 async fn withdraw(
     State(plane): Shared,
     Extension(operator): By,
-    Path(name): Path<String>,
+    Named(name): Named<String>,
 ) -> Result<Json<Applied>, Failed> {
     let mut change = plane.store.change().await?;
     if !change.remove_identity(&name).await? {

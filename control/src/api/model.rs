@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use postern_config::file::Span;
 use postern_config::id::SpiffeId;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A refusal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refused {
     /// For people.
     pub error: String,
@@ -16,7 +17,7 @@ pub struct Refused {
 }
 
 /// `POST /v1/tokens`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateToken {
     /// The one identity that it can become.
@@ -25,6 +26,7 @@ pub struct CreateToken {
     pub ttl: Span,
     /// Where it may be redeemed from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub cidr: Option<ipnet::IpNet>,
     /// Labels that policy selectors see.
     #[serde(default)]
@@ -38,7 +40,7 @@ pub struct CreateToken {
 }
 
 /// A new token, with the only copy of its secret.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct CreatedToken {
     /// The join string.
     pub join: String,
@@ -51,7 +53,7 @@ pub struct CreatedToken {
 }
 
 /// One live enrollment.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Identity {
     /// Its SPIFFE ID.
     pub id: SpiffeId,
@@ -80,7 +82,7 @@ pub struct Identity {
 }
 
 /// One service with the endpoints that are known now.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ServiceView {
     /// Its name.
     pub name: String,
@@ -91,7 +93,7 @@ pub struct ServiceView {
 }
 
 /// `POST /v1/policies`: each document as JSON text.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApplyPolicies {
     /// The documents.
@@ -99,7 +101,7 @@ pub struct ApplyPolicies {
 }
 
 /// What a change led to.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Applied {
     /// What was changed, by name.
     pub applied: Vec<String>,
@@ -108,7 +110,7 @@ pub struct Applied {
 }
 
 /// `GET /v1/status`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// The trust domain.
     pub trust_domain: String,
@@ -133,7 +135,7 @@ pub struct Status {
 }
 
 /// The issuing CA.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct IssuingView {
     /// Its common name.
     pub name: String,
@@ -144,7 +146,7 @@ pub struct IssuingView {
 }
 
 /// Connected proxies.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ProxiesView {
     /// How many.
     pub connected: u64,
@@ -155,7 +157,7 @@ pub struct ProxiesView {
 }
 
 /// A connected proxy that does not enforce the newest generation.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Behind {
     /// What it calls itself.
     pub instance: String,
@@ -170,7 +172,7 @@ pub struct Behind {
 }
 
 /// `POST /v1/revocations`: one of the two.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Revoke {
     /// An identity, with everything that could lead to another certificate of it.
@@ -185,7 +187,7 @@ pub struct Revoke {
 }
 
 /// What a revocation led to.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RevokedView {
     /// Whose certificates they were.
     pub id: SpiffeId,
@@ -198,7 +200,7 @@ pub struct RevokedView {
 }
 
 /// `POST /v1/revocations/lift`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Lift {
     /// The identity that may have certificates again.
@@ -206,7 +208,7 @@ pub struct Lift {
 }
 
 /// One revocation that still bites.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RevocationView {
     /// Its name.
     pub name: String,
@@ -225,7 +227,7 @@ pub struct RevocationView {
 }
 
 /// `GET /v1/revocations`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RevocationsView {
     /// What proxies are told.
     pub entries: Vec<RevocationView>,
@@ -234,7 +236,7 @@ pub struct RevocationsView {
 }
 
 /// How far one live enrollment has come with a generation.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Progress {
     /// Its SPIFFE ID.
     pub id: SpiffeId,
@@ -254,7 +256,7 @@ pub struct Progress {
 }
 
 /// `POST /v1/ca/approve`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Approve {
     /// SHA-256 of the key, hex, as the waiting replica shows it.
@@ -262,14 +264,14 @@ pub struct Approve {
 }
 
 /// A replica whose key was approved.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Approved {
     /// Its name.
     pub replica: String,
 }
 
 /// A foreign trust domain.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct FederationView {
     /// Its name.
     pub trust_domain: String,
@@ -298,7 +300,7 @@ pub struct FederationView {
 }
 
 /// What fetching a bundle came to.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Refreshed {
     /// The trust domain as it stands now.
     pub federation: FederationView,
@@ -309,7 +311,7 @@ pub struct Refreshed {
 }
 
 /// `POST /v1/ca/rotation`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BeginRotation {
     /// Wait for nobody who cannot be reached.
@@ -321,7 +323,7 @@ pub struct BeginRotation {
 }
 
 /// A root's rotation.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RotationView {
     /// Its name.
     pub id: String,
@@ -349,7 +351,7 @@ pub struct RotationView {
 }
 
 /// `POST /v1/ca/taint`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TaintIssuing {
     /// The issuing CA's subject key identifier, hex.
@@ -357,7 +359,7 @@ pub struct TaintIssuing {
 }
 
 /// A tainted issuing CA.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct TaintedView {
     /// Its subject key identifier, hex.
     pub key_id: String,
@@ -368,7 +370,7 @@ pub struct TaintedView {
 }
 
 /// One of the trust domain's own certificates.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct AuthorityView {
     /// Subject key identifier, hex.
     pub key_id: String,
@@ -389,7 +391,7 @@ pub struct AuthorityView {
 }
 
 /// `GET /v1/audit/chains`: one chain of the audit record.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct ChainView {
     /// Its name; empty for records from before there were chains.
     pub chain: String,
@@ -402,14 +404,14 @@ pub struct ChainView {
 }
 
 /// `GET /v1/audit/checkpoints`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct Checkpoints {
     /// Each as JSON text, as it was signed.
     pub checkpoints: Vec<String>,
 }
 
 /// `POST /v1/snapshots`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TakeSnapshot {
     /// Whether the caller will pack private keys with it; for the record.
@@ -417,7 +419,7 @@ pub struct TakeSnapshot {
 }
 
 /// A snapshot of the store, which the caller removes.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct SnapshotMade {
     /// Its name below the data directory.
     pub file: String,
@@ -426,7 +428,7 @@ pub struct SnapshotMade {
 }
 
 /// `POST /v1/identities/remove`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemoveIdentity {
     /// The identity to take out of service.

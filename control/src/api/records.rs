@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Deserialize;
 
 use super::Plane;
-use super::admin::{Failed, Shared};
+use super::admin::{Asked, Failed, Shared};
 use super::model::{ChainView, Checkpoints};
 use crate::store::Record;
 
 /// The most records of one answer.
-const MAX_PAGE: u32 = 1000;
+pub(super) const MAX_PAGE: u32 = 1000;
 
 /// The routes.
 pub(super) fn routes() -> Router<Arc<Plane>> {
@@ -37,7 +37,7 @@ impl Last {
     }
 }
 
-async fn last(State(plane): Shared, Query(query): Query<Last>) -> Result<Json<Vec<Record>>, Failed> {
+async fn last(State(plane): Shared, Asked(query): Asked<Last>) -> Result<Json<Vec<Record>>, Failed> {
     Ok(Json(plane.store.audit(query.last.min(10_000)).await?))
 }
 
@@ -48,7 +48,7 @@ struct Since {
     since: i64,
 }
 
-async fn chains(State(plane): Shared, Query(query): Query<Since>) -> Result<Json<Vec<ChainView>>, Failed> {
+async fn chains(State(plane): Shared, Asked(query): Asked<Since>) -> Result<Json<Vec<ChainView>>, Failed> {
     // Heads first: a record that is appended meanwhile must not look like one behind the end.
     let heads = plane.store.audit_heads().await?;
     let starts = plane.store.audit_starts(query.since).await?;
@@ -75,7 +75,7 @@ impl Page {
     }
 }
 
-async fn records(State(plane): Shared, Query(page): Query<Page>) -> Result<Json<Vec<Record>>, Failed> {
+async fn records(State(plane): Shared, Asked(page): Asked<Page>) -> Result<Json<Vec<Record>>, Failed> {
     let size = page_size(page.page_size)?;
     Ok(Json(plane.store.audit_records(&page.chain, page.after, size).await?))
 }
@@ -91,7 +91,7 @@ struct CheckpointPage {
 
 async fn checkpoints(
     State(plane): Shared,
-    Query(page): Query<CheckpointPage>,
+    Asked(page): Asked<CheckpointPage>,
 ) -> Result<Json<Checkpoints>, Failed> {
     let size = page_size(page.page_size)?;
     Ok(Json(Checkpoints { checkpoints: plane.store.checkpoints(&page.after, size).await? }))

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 
 use super::Plane;
-use super::admin::{Body, By, Failed, Shared};
+use super::admin::{Body, By, Failed, Named, Shared};
 use super::model::{Approve, Approved, Lift, Progress, RevocationView, RevocationsView, Revoke, RevokedView};
 use crate::audit::Entry;
 use crate::clock::{now_ms, rfc3339};
@@ -81,7 +81,10 @@ fn view(entry: Revocation) -> RevocationView {
 }
 
 /// Every live enrollment, connected or not, and whether it has this generation.
-async fn progress(State(plane): Shared, Path(generation): Path<u64>) -> Result<Json<Vec<Progress>>, Failed> {
+async fn progress(
+    State(plane): Shared,
+    Named(generation): Named<u64>,
+) -> Result<Json<Vec<Progress>>, Failed> {
     let holding = publish::rollout(&plane.store, &plane.proxies, generation).await?;
     let view = holding.into_iter().map(|one| Progress {
         id: one.id,

@@ -14,7 +14,8 @@ use super::admin::{Failed, Operator};
 use OperatorRole::{Admin, Operator as Changes, Viewer};
 
 /// The required role of each route.
-pub const TABLE: [(&str, &str, OperatorRole); 32] = [
+pub const TABLE: [(&str, &str, OperatorRole); 33] = [
+    ("GET", "/openapi.json", Viewer),
     ("GET", "/v1/status", Viewer),
     ("POST", "/v1/tokens", Changes),
     ("GET", "/v1/identities", Viewer),
@@ -99,11 +100,12 @@ mod tests {
     use super::*;
 
     /// Every file that adds routes for operators.
-    const SOURCES: [&str; 7] = [
+    const SOURCES: [&str; 8] = [
         include_str!("admin.rs"),
         include_str!("backup.rs"),
         include_str!("federation.rs"),
         include_str!("identities.rs"),
+        include_str!("openapi.rs"),
         include_str!("records.rs"),
         include_str!("revocations.rs"),
         include_str!("rotation.rs"),

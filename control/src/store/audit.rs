@@ -7,7 +7,7 @@ use super::{Change, Store, StoreError, number};
 use crate::audit::chain;
 
 /// One audit record.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct Record {
     /// The chain that it belongs to: the name of the replica that wrote it. Empty for records from before there were chains.
     pub chain: String,
@@ -34,7 +34,7 @@ pub struct Record {
 }
 
 /// The last record of a chain.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct Head {
     /// The chain.
     pub chain: String,
