@@ -74,7 +74,7 @@ pub enum NotAdmitted {
     #[error("no rule fits what was attested")]
     NoRule,
     /// Two rules fit equally well and give different identities.
-    #[error("two rules fit equally well and give different identities: {0} and {1}")]
+    #[error("two rules fit equally well and give different identities or environments: {0} and {1}")]
     Ambiguous(SpiffeId, SpiffeId),
     /// The identity cannot be formed.
     #[error(transparent)]
@@ -101,7 +101,9 @@ pub fn admit<'a>(rules: &'a [Rule], attested: &Selectors) -> Result<(&'a Rule, S
     for rule in fitting.into_iter().filter(|rule| rule.weight() == best) {
         let id = rule.id.fill(attested)?;
         match &found {
-            Some((_, first)) if *first != id => return Err(NotAdmitted::Ambiguous(first.clone(), id)),
+            Some((other, first)) if *first != id || other.environment != rule.environment => {
+                return Err(NotAdmitted::Ambiguous(first.clone(), id));
+            }
             Some(_) => {}
             None => found = Some((rule, id)),
         }

@@ -169,9 +169,14 @@ async fn for_all(plane: &Plane, lease: &Lease, clean_up: bool) -> Result<(), Ser
     plane.publisher.sweep(lease).await?;
     for ended in plane.store.declared().await?.into_iter().filter(|d| d.has_ended(now_ms())) {
         let id = ended.spec.spiffe_id;
-        if plane.store.is_in_service(&id).await? {
-            revoke::retire(&plane.store, &id, "its declared end has come", "control").await?;
-            plane.publisher.catch_up().await?;
+        if plane.store.is_in_service(&id, now_ms()).await? {
+            let mut change = plane.store.change().await?;
+            change.fence(lease).await?;
+            // Somebody may have given it more time meanwhile.
+            if change.declared(&id).await?.is_some_and(|declared| declared.has_ended(now_ms())) {
+                revoke::retire(change, &id, "its declared end has come", "control").await?;
+                plane.publisher.catch_up().await?;
+            }
         }
     }
     sweep_jwt_keys(plane, lease).await?;

@@ -121,20 +121,15 @@ pub async fn revoke(
 }
 
 /// Takes an identity out of service: what it has is refused from now on, its enrollments and unused tokens are dead. Unlike after a
-/// revocation, a new token or attestation may bring it back.
-pub async fn retire(store: &Store, id: &SpiffeId, why: &str, actor: &str) -> Result<Done, RevokeError> {
-    let mut change = store.change().await?;
+/// revocation, a new token or attestation may bring it back. The change is the caller's, who has made sure in it that this is due.
+pub async fn retire(mut change: Change, id: &SpiffeId, why: &str, actor: &str) -> Result<Done, RevokeError> {
     let now = now_ms();
     let before = change.subject(id, now).await?;
     let (certificates, _) = identity(&mut change, id, Reason::CessationOfOperation, actor, now).await?;
     let after = change.subject(id, now).await?;
     change.set_subject(id, Subject { is_banned: before.is_banned, ..after }).await?;
-    let entry = Entry::done(
-        actor,
-        "identity remove",
-        id.as_str(),
-        json!({ "why": why, "certificates": certificates }),
-    );
+    let detail = json!({ "why": why, "certificates": certificates });
+    let entry = Entry::done(actor, "identity remove", id.as_str(), detail);
     entry.append(&mut change).await?;
     let generation = change.advance("generation").await?;
     change.commit().await?;

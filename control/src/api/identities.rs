@@ -1,6 +1,6 @@
 //! Identities as operators see and declare them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use axum::extract::{Extension, State};
@@ -55,11 +55,11 @@ async fn remove(
     Extension(operator): By,
     Body(wanted): Body<RemoveIdentity>,
 ) -> Result<Json<RevokedView>, Failed> {
-    if !plane.store.is_in_service(&wanted.id).await? {
-        let message = format!("{} has no enrollment here", wanted.id);
+    if !plane.store.is_in_service(&wanted.id, now_ms()).await? {
+        let message = format!("{} has no enrollment and no token here", wanted.id);
         return Err(Failed::new(StatusCode::NOT_FOUND, "not_found", message));
     }
-    let done = revoke::retire(&plane.store, &wanted.id, "removed", &operator.0).await?;
+    let done = revoke::retire(plane.store.change().await?, &wanted.id, "removed", &operator.0).await?;
     plane.publisher.publish().await?;
     Ok(Json(RevokedView {
         id: done.id,
@@ -80,6 +80,11 @@ async fn declare(
     Body(wanted): Body<Vec<registry::Identity>>,
 ) -> Result<Json<Applied>, Failed> {
     let own = plane.ca.trust_domain();
+    let mut names = HashSet::new();
+    // The later one would replace the earlier, and with it the terms of another identity.
+    if let Some(twice) = wanted.iter().map(|i| &i.metadata.name).find(|name| !names.insert(*name)) {
+        return Err(Failed::bad(format!("the name {twice:?} stands twice in the input")));
+    }
     let mut change = plane.store.change().await?;
     for identity in &wanted {
         identity.check().map_err(|why| Failed::bad(why.to_string()))?;

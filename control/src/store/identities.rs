@@ -13,12 +13,17 @@ impl Store {
         rows.iter().map(identity).collect()
     }
 
-    /// Whether an enrollment of this identity has not been ended.
-    pub async fn is_in_service(&self, id: &SpiffeId) -> Result<bool, StoreError> {
-        let row = sqlx::query("SELECT COUNT(*) FROM lineages WHERE spiffe_id = $1 AND ended_at IS NULL")
-            .bind(id.as_str())
-            .fetch_one(&self.read)
-            .await?;
+    /// Whether an enrollment of this identity has not been ended, or a token for it waits at `now`.
+    pub async fn is_in_service(&self, id: &SpiffeId, now: i64) -> Result<bool, StoreError> {
+        let row = sqlx::query(
+            "SELECT (SELECT COUNT(*) FROM lineages WHERE spiffe_id = $1 AND ended_at IS NULL) + \
+                    (SELECT COUNT(*) FROM tokens WHERE spiffe_id = $2 AND redeemed_at IS NULL AND expires_at > $3)",
+        )
+        .bind(id.as_str())
+        .bind(id.as_str())
+        .bind(now)
+        .fetch_one(&self.read)
+        .await?;
         Ok(super::number(&row, 0)? > 0)
     }
 }

@@ -133,7 +133,12 @@ async fn what_has_ended_is_taken_out_of_service() {
     control.json(&["identities", "remove", &id("web")]);
     assert!(!renews(&control, &join, &svid).await, "its certificate is good still");
     enrolled(&control, "/web", &[]).await;
-    failed(&control.cli(&["identities", "remove", &id("nobody")]), 1, "has no enrollment here");
+    // A token that waits is dead with it.
+    let waiting = control.token("/late", &[]);
+    control.json(&["identities", "remove", &id("late")]);
+    let refused = Connection::to(&control, &waiting, None).await.enroll(&waiting, &Keys::new()).await;
+    assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+    failed(&control.cli(&["identities", "remove", &id("nobody")]), 1, "has no enrollment and no token here");
 }
 
 #[test]
@@ -146,6 +151,11 @@ fn a_mistake_names_its_place_and_applies_nothing() {
         &apply(&control, &(good.clone() + &good.replace("{ name: pay }", "{ name: pay2 }"))),
         1,
         "is declared by",
+    );
+    failed(
+        &apply(&control, &(good.clone() + &good.replace("/pay", "/web"))),
+        1,
+        "\"pay\" stands twice in the input",
     );
     failed(&apply(&control, &good.replace(TD, "other.example")), 1, "is not of this trust domain");
     assert_eq!(control.json(&["identities", "declared"]), json!([]));
