@@ -196,14 +196,14 @@ fn a_database_that_is_away_disturbs_no_client_and_comes_back_without_help() {
     let admin = Admin::at(&replicas.all[0].data()).unwrap();
     let joins = admin.tokens(40, "fleet", Duration::from_secs(600), |_| {}).unwrap();
     let addresses = replicas.all.iter().map(ControlPlane::listen).collect();
-    // Long enough for one outage, short enough that renewals fall due within it.
-    let plan = Plan { ttl: away * 3, ..Plan::towards(addresses) };
+    // Certificates outlive the outage however slow the machine is: what is promised is that nobody has to hurry.
+    let plan = Plan { ttl: away + Duration::from_secs(600), ..Plan::towards(addresses) };
     let fleet = Fleet::start(plan, joins).unwrap();
     assert!(fleet.wait(AT_MOST, |f| f.tally().sessions >= 40), "{:?}", fleet.tally());
-    // The first renewal is a sign that the others fall due within the outage.
-    assert!(fleet.wait(AT_MOST, |f| f.tally().renewals > 0), "{:?}", fleet.tally());
     replicas.postgres.stop().unwrap();
     let (began, streams) = (Instant::now(), fleet.views().iter().filter(|v| v.connected).count());
+    // Every renewal falls due while the database is away.
+    fleet.renew();
     let mut refused = Vec::new();
     while began.elapsed() < away {
         for replica in &replicas.all {
@@ -223,8 +223,7 @@ fn a_database_that_is_away_disturbs_no_client_and_comes_back_without_help() {
     let since = Instant::now();
     let generation = until(AT_MOST, || put(&replicas.all[0].data(), 1)).expect("writes work again");
     fleet.wait_for_generation(generation, since, AT_MOST).unwrap();
-    let before = fleet.tally().renewals;
-    assert!(fleet.wait(away * 3, |f| f.tally().renewals >= before + 40), "{:?}", fleet.tally());
+    assert!(fleet.wait(AT_MOST, |f| f.tally().renewals >= 40), "{:?}", fleet.tally());
     assert_unharmed(&fleet.tally());
     assert_eq!(
         replicas.postgres.query("SELECT name FROM policies WHERE name = 'while-away'").unwrap(),
