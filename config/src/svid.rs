@@ -94,6 +94,20 @@ impl Peer {
         self.check_revoked(revoked)
     }
 
+    /// Whether [`verify`] would find the same path good at `now` (seconds since 1970), without asking its signatures again:
+    /// everything about it that can change. An error says that this path is no longer good, not that there is no other.
+    pub fn still_verifies(
+        &self,
+        bundles: &BundleSet,
+        revoked: &Revocations,
+        now: i64,
+    ) -> Result<(), VerifyError> {
+        if self.not_before > now.saturating_add(NOT_BEFORE_TOLERANCE as i64) {
+            return Err(VerifyError::NotYetValid { not_before: self.not_before, now });
+        }
+        self.recheck(bundles, revoked, now)
+    }
+
     /// Asks again about revocation alone.
     pub fn check_revoked(&self, revoked: &Revocations) -> Result<(), VerifyError> {
         if revoked.is_empty() {

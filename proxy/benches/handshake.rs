@@ -14,7 +14,7 @@ use postern_config::id::SpiffeId;
 use postern_config::revocation::Revocations;
 use postern_config::svid::{self, Algorithms, Role};
 use postern_proxy::snapshot::{Snapshots, Trust};
-use postern_proxy::tls::{Alpn, Credentials, Tls, sha256};
+use postern_proxy::tls::{Alpn, ChainCounters, Credentials, Tls, sha256};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
     IsCa, KeyPair, KeyUsagePurpose, SanType,
@@ -97,7 +97,7 @@ fn benches(c: &mut Criterion) {
     let now = snapshots.clock.unix_time();
     let credentials = Credentials::new(chain.presented.clone(), &chain.key, &chain.bundles, now).unwrap();
     snapshots.credentials.store(Some(Arc::new(credentials)));
-    let tls = Tls::new(Arc::clone(&snapshots)).unwrap();
+    let tls = Tls::new(Arc::clone(&snapshots), 1024, ChainCounters::default()).unwrap();
     let connector = tls.connector(ID.parse::<SpiffeId>().unwrap()).unwrap();
     c.bench_function("mutual handshake, both sides, one intermediate", |b| {
         b.iter(|| handshake(&tls, connector.client_config(Alpn::Tcp)));

@@ -1,6 +1,7 @@
 //! A connection to somebody else: TCP to the app beside this proxy, or to a peer that must prove the expected identity.
 
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -77,7 +78,8 @@ pub async fn peer(
     // A peer that has reset the connection by now has no address any more; it was reached all the same.
     let peer_ip = tcp.peer_addr().map_err(|e| Miss::Refused(failed(Failure::from(e))))?.ip();
     let deadline = Instant::now() + worker.shared.limits.handshake_timeout.as_duration();
-    let connecting = timeout_at(deadline.into(), upstream.connector.connect(peer_ip, tcp, alpn)).await;
+    let connecting = pin!(upstream.connector.connect(peer_ip, tcp, alpn));
+    let connecting = timeout_at(deadline.into(), worker.turns.take(connecting)).await;
     let secured = connecting.unwrap_or_else(|_| Err(Failure::timeout())).and_then(|(tls, peer)| {
         let subject = Rc::new(Subject { peer: Some(peer), judged: Judged::Never });
         worker.prove(open, &subject)?;

@@ -217,8 +217,8 @@ pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Job, front: &Arc<Front
     let accepted = job.accepted;
     let _held = job.connection;
     // Boxed: the handshake's state is large and gone once the connection carries data.
-    let arriving = Box::pin(within_deadline(worker, accepted, arrive(job.tcp, job.source, front)));
-    let arrived = open.unless_closed(arriving).await;
+    let arriving = worker.turns.take(Box::pin(arrive(job.tcp, job.source, front)));
+    let arrived = open.unless_closed(within_deadline(worker, accepted, arriving)).await;
     drop(job.handshake);
     record.outcome = match arrived {
         Err(cause) => cause.into(),

@@ -1,6 +1,7 @@
 //! mTLS in: who is it, what does it speak, may it. Read [`serve`] top-down; this is the whole way of a connection.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -154,7 +155,8 @@ async fn enter(
         Protocol::Http | Protocol::Grpc => Alpn::Http,
         Protocol::Auto => Alpn::Any,
     };
-    let accepting = timeout_at(deadline.into(), worker.shared.tls.accept(Tcp::from(tcp), alpn)).await;
+    let accepting = pin!(worker.shared.tls.accept(Tcp::from(tcp), alpn));
+    let accepting = timeout_at(deadline.into(), worker.turns.take(accepting)).await;
     let (tls, peer) = accepting.unwrap_or_else(|_| Err(Failure::timeout()))?;
     let speech = match (tls::agreed(&tls), app.protocol) {
         (Some(tls::ALPN_H2), _) => Speech::Http(Version::Http2),

@@ -168,7 +168,8 @@ pub fn run(start: Start, shutdown: &CancellationToken, on_ready: impl FnOnce(&Re
     snapshots.services.store(Arc::new(Services::none(config.http.circuit.clone())));
     let metrics = Arc::new(Metrics::new(&snapshots, &config));
     let readiness = Arc::new(Readiness::default());
-    let tls = Tls::new(Arc::clone(&snapshots)).map_err(|e| Error::Tls(e.to_string()))?;
+    let tls = Tls::new(Arc::clone(&snapshots), config.limits.verified_chains, metrics.chains.clone());
+    let tls = tls.map_err(|e| Error::Tls(e.to_string()))?;
     let gateway =
         config.gateway.as_ref().map(|g| Gateway::load(g, &config.http, &snapshots, &metrics)).transpose()?;
     let pen = Pen::default();

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
 use postern_config::id::SpiffeId;
-use postern_config::svid::{Algorithms, Peer, Role, VerifyError};
+use postern_config::svid::{Algorithms, Peer, Role};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::NoServerSessionStorage;
 use rustls::{ClientConfig, ServerConfig};
@@ -20,6 +20,7 @@ use crate::prefixed::Prefixed;
 use crate::snapshot::Snapshots;
 
 pub mod acme;
+mod chains;
 mod credentials;
 pub mod edge;
 pub mod enroll;
@@ -27,6 +28,7 @@ mod failure;
 mod verify;
 pub mod web;
 
+pub use chains::ChainCounters;
 pub use credentials::{CredentialError, Credentials, Standing};
 pub use failure::{Failure, received_alert};
 use verify::PeerVerifier;
@@ -107,6 +109,9 @@ pub struct Tls {
     /// One by each [`Alpn`].
     acceptors: [TlsAcceptor; Alpn::ALL.len()],
     snapshots: Arc<Snapshots>,
+    /// How many verified chains each worker remembers.
+    remembers: usize,
+    chains: ChainCounters,
 }
 
 /// The configs of connections to one expected peer, one by each [`Alpn`].
@@ -120,9 +125,14 @@ impl std::fmt::Debug for Connector {
 }
 
 impl Tls {
-    /// Builds the inbound config.
-    pub fn new(snapshots: Arc<Snapshots>) -> Result<Self, rustls::Error> {
-        let verifier = PeerVerifier::new(Arc::clone(&snapshots), Role::Client, None);
+    /// Builds the inbound config. Each worker remembers `remembers` chains that it has verified; 0 verifies every one anew.
+    pub fn new(
+        snapshots: Arc<Snapshots>,
+        remembers: usize,
+        chains: ChainCounters,
+    ) -> Result<Self, rustls::Error> {
+        let verifier = PeerVerifier::new(Arc::clone(&snapshots), Role::Client, None)
+            .remembering(remembers, chains.clone());
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&PROVIDER))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(verify::Adapter(verifier)))
@@ -135,7 +145,7 @@ impl Tls {
             config.alpn_protocols = alpn.protocols();
             TlsAcceptor::from(Arc::new(config))
         };
-        Ok(Self { acceptors: Alpn::ALL.map(acceptor), snapshots })
+        Ok(Self { acceptors: Alpn::ALL.map(acceptor), snapshots, remembers, chains })
     }
 
     /// The inbound config itself: for benches, which run the handshake without a socket.
@@ -145,12 +155,13 @@ impl Tls {
 
     /// Builds the outbound config for peers that must be exactly `expected`; once per service, not per connection.
     pub fn connector(&self, expected: SpiffeId) -> Result<Connector, rustls::Error> {
-        let verifier = PeerVerifier::new(Arc::clone(&self.snapshots), Role::Server, Some(expected));
+        let verifier = PeerVerifier::new(Arc::clone(&self.snapshots), Role::Server, Some(expected))
+            .remembering(self.remembers, self.chains.clone());
         connector(&self.snapshots, verifier)
     }
 
     /// Accepts: the peer's proven identity, or why not.
-    pub async fn accept(&self, tcp: Tcp, alpn: Alpn) -> Result<(Stream, Peer), Failure> {
+    pub async fn accept(&self, tcp: Tcp, alpn: Alpn) -> Result<(Stream, Arc<Peer>), Failure> {
         let (result, verified) = verify::capture(self.acceptors[alpn as usize].accept(tcp)).await;
         conclude(result.map(Stream::from), verified)
     }
@@ -166,7 +177,12 @@ impl Connector {
     /// Connects: the peer's proven identity is the expected one, or this fails.
     ///
     /// The address goes into no SNI: rustls sends none for an IP address.
-    pub async fn connect(&self, to: IpAddr, tcp: TcpStream, alpn: Alpn) -> Result<(Stream, Peer), Failure> {
+    pub async fn connect(
+        &self,
+        to: IpAddr,
+        tcp: TcpStream,
+        alpn: Alpn,
+    ) -> Result<(Stream, Arc<Peer>), Failure> {
         let name = ServerName::IpAddress(to.into());
         let connector = TlsConnector::from(Arc::clone(self.client_config(alpn)));
         let (result, verified) = verify::capture(connector.connect(name, Tcp::from(tcp))).await;
@@ -177,6 +193,11 @@ impl Connector {
     pub fn client_config(&self, alpn: Alpn) -> &Arc<ClientConfig> {
         &self.0[alpn as usize]
     }
+}
+
+/// Ends a handshake that a bench has run by hand through these configs, in memory: its chain is remembered from now on.
+pub fn finished_in_memory() -> Option<Arc<Peer>> {
+    verify::last_found()?.ok().map(verify::Believed::finished)
 }
 
 /// The application protocol that a handshake agreed on; none where the peer offered none.
@@ -222,10 +243,10 @@ impl WithPeerVerifier for rustls::ConfigBuilder<ClientConfig, rustls::WantsVerif
 
 fn conclude(
     result: io::Result<Stream>,
-    verified: Option<Result<Peer, VerifyError>>,
-) -> Result<(Stream, Peer), Failure> {
+    verified: Option<verify::Found>,
+) -> Result<(Stream, Arc<Peer>), Failure> {
     match (result, verified) {
-        (Ok(stream), Some(Ok(peer))) => Ok((stream, peer)),
+        (Ok(stream), Some(Ok(believed))) => Ok((stream, believed.finished())),
         (Ok(_), _) => Err(Failure::internal("the handshake ended without a verified peer")),
         (Err(_), Some(Err(why))) => Err(Failure::from(why)),
         (Err(error), _) => Err(Failure::from(error)),

@@ -31,9 +31,11 @@ pub mod open;
 pub mod show;
 #[cfg(test)]
 mod tests;
+pub mod turns;
 
 use open::{About, Ages, Cause, Open, Registry, Subject};
 use show::{Inquiry, Question};
+use turns::Turns;
 
 /// How often a worker looks after its open connections: expiry and idleness are noticed within this time.
 const TICK: Duration = Duration::from_secs(1);
@@ -156,6 +158,8 @@ pub struct Worker {
     pub pool: Pool,
     /// What it knows about endpoints.
     pub balance: RefCell<Balance>,
+    /// Whose turn it is to do a step of a handshake.
+    pub turns: Turns,
     /// How many retries each upstream may still be asked for.
     pub budgets: RefCell<HashMap<Arc<str>, Budget>>,
     started: Instant,
@@ -236,6 +240,7 @@ pub fn start(
             upstreams: Registry::default(),
             pool: Pool::default(),
             balance,
+            turns: Turns::default(),
             budgets: RefCell::default(),
             started,
         };
@@ -256,6 +261,8 @@ async fn run(
     let killing = tokio::task::spawn_local(close_when_killed(Rc::clone(&worker), kill));
     let draining = tokio::task::spawn_local(drain_when_asked(Rc::clone(&worker)));
     let answering = tokio::task::spawn_local(show::answer(Rc::clone(&worker), questions));
+    let dealing = Rc::clone(&worker);
+    let dealing = tokio::task::spawn_local(async move { dealing.turns.deal().await });
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut accepting = true;
@@ -273,6 +280,7 @@ async fn run(
     killing.abort();
     draining.abort();
     answering.abort();
+    dealing.abort();
 }
 
 async fn recheck_at_changes(worker: Rc<Worker>) {

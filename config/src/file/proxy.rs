@@ -196,6 +196,9 @@ pub struct Limits {
     pub handshakes_in_progress: usize,
     /// How many of these one source address may hold.
     pub handshakes_per_source: usize,
+    /// Verified certificate chains that each worker remembers, so that a peer which comes again costs no CA's signature; dates,
+    /// revocation, bundle and policy are asked each time. About 1 KB each; 0 remembers none.
+    pub verified_chains: usize,
     /// From accept to the end of the handshake.
     pub handshake_timeout: Span,
     /// For reaching an app or an upstream's endpoint, each try.
@@ -225,6 +228,7 @@ impl Default for Limits {
             connections: 10_000,
             handshakes_in_progress: 256,
             handshakes_per_source: 64,
+            verified_chains: 1024,
             handshake_timeout: Span::from_secs(5),
             connect_timeout: Span::from_secs(5),
             idle_timeout: Span::from_secs(3600),

@@ -11,7 +11,7 @@ fn driver(address: String, join: Option<JoinSource>) -> Driver {
     let trust_domain: TrustDomain = "identity.example".parse().unwrap();
     let config = Arc::new(ProxyConfig::default());
     let snapshots = Arc::new(Snapshots::default());
-    let tls = Tls::new(Arc::clone(&snapshots)).unwrap();
+    let tls = Tls::new(Arc::clone(&snapshots), 1024, crate::tls::ChainCounters::default()).unwrap();
     Driver {
         control: tls.control_connector(trust_domain.control_plane()).unwrap(),
         tls,

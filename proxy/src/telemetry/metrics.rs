@@ -23,6 +23,7 @@ use super::requests::Requests;
 use crate::acme::metrics::AcmeMetrics;
 use crate::jwt::metrics::JwtMetrics;
 use crate::snapshot::Snapshots;
+use crate::tls::ChainCounters;
 use crate::upstream::circuit::Resource;
 
 /// Which way a connection goes, as seen from the app beside this proxy.
@@ -70,6 +71,8 @@ pub struct Metrics {
     pub records_dropped: Counter,
     /// Jumps of the host's clock that were noticed.
     pub clock_jumps: Counter,
+    /// How often a presented chain was known.
+    pub chains: ChainCounters,
     /// 1 while the stream from the control plane is open.
     pub control_connected: Gauge,
     /// The generation of the configuration in force.
@@ -146,6 +149,14 @@ impl Metrics {
             counter(&mut registry, "records_dropped", "Connection records that the log could not take");
         let clock_jumps =
             counter(&mut registry, "clock_jumps", "Jumps of the host's clock by more than a minute");
+        let chains = ChainCounters {
+            hits: counter(
+                &mut registry,
+                "verified_chain_hits",
+                "Peers whose chain was verified before and is good still",
+            ),
+            misses: counter(&mut registry, "verified_chain_misses", "Peers whose chain was verified in full"),
+        };
         let detect_timeouts = counter(
             &mut registry,
             "detect_timeouts",
@@ -190,6 +201,7 @@ impl Metrics {
             handshakes_queued,
             records_dropped,
             clock_jumps,
+            chains,
             control_connected,
             generation,
             clock_skew_ms,
@@ -297,6 +309,7 @@ fn show_limits(registry: &mut Registry, limits: &Limits, http: &Http) {
         ("connections", limits.connections),
         ("handshakes_in_progress", limits.handshakes_in_progress),
         ("handshakes_per_source", limits.handshakes_per_source),
+        ("verified_chains", limits.verified_chains),
         ("handshake_timeout_milliseconds", millis(limits.handshake_timeout)),
         ("connect_timeout_milliseconds", millis(limits.connect_timeout)),
         ("idle_timeout_milliseconds", millis(limits.idle_timeout)),

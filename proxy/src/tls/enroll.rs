@@ -12,7 +12,7 @@ use postern_config::bundle::{BundleSet, TrustBundle};
 use postern_config::enroll::{EXPORTER_LABEL, EXPORTER_LEN, Pin};
 use postern_config::id::TrustDomain;
 use postern_config::revocation::Revocations;
-use postern_config::svid::{self, Anchor, Peer, Role, VerifyError};
+use postern_config::svid::{self, Anchor, Role, VerifyError};
 use rustls::ClientConfig;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::pem::PemObject as _;
@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::verify::{self, Judge};
+use super::verify::{self, Believed, Found, Judge};
 use super::{Failure, PROVIDER, Stream, Tcp, WithPeerVerifier as _, algorithms, sha256};
 
 /// A connection to the control plane that proved itself by a pinned root, and the keying material that both ends share.
@@ -92,7 +92,7 @@ struct PinnedVerifier {
 }
 
 impl Judge for PinnedVerifier {
-    fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, VerifyError> {
+    fn judge(&self, chain: &[CertificateDer<'_>]) -> Found {
         let now = UnixTime::now();
         let pinned = chain.iter().find_map(|der| {
             let anchor = Anchor::new(der.clone().into_owned()).ok()?;
@@ -107,6 +107,6 @@ impl Judge for PinnedVerifier {
         if peer.id != expected {
             return Err(VerifyError::WrongIdentity { presented: peer.id, expected });
         }
-        Ok(peer)
+        Ok(Believed::once(peer))
     }
 }

@@ -16,6 +16,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
+use super::chains::{ChainCounters, Chains, Key};
 use super::{PROVIDER, algorithms};
 use crate::snapshot::Snapshots;
 
@@ -23,22 +24,56 @@ thread_local! {
     /// The verifier's last result on this thread. rustls gives a verifier no way to hand its result on, and asking again
     /// after the handshake would do the signatures twice. A handshake step runs on one thread without a break, so whatever
     /// stands here after a step belongs to the handshake that was stepped.
-    static VERIFIED: RefCell<Option<Result<Peer, VerifyError>>> = const { RefCell::new(None) };
+    static VERIFIED: RefCell<Option<Found>> = const { RefCell::new(None) };
+
+    /// This worker's verified chains. A worker is a thread, so nobody else ever waits for them.
+    static CHAINS: RefCell<Chains> = RefCell::default();
+}
+
+/// What a verifier found.
+pub(super) type Found = Result<Believed, VerifyError>;
+
+/// A peer whose chain is believed; whether it holds the leaf's key, the handshake has yet to show.
+#[derive(Debug, Clone)]
+pub(super) struct Believed {
+    peer: Arc<Peer>,
+    /// What to remember it by once it has finished the handshake: the key, and how many are remembered.
+    fresh: Option<(Key, usize)>,
+}
+
+impl Believed {
+    /// Of a chain that is not to be remembered.
+    pub(super) fn once(peer: Peer) -> Self {
+        Self { peer: Arc::new(peer), fresh: None }
+    }
+
+    /// The peer of a handshake that has ended well.
+    pub(super) fn finished(self) -> Arc<Peer> {
+        if let Some((key, most)) = self.fresh {
+            CHAINS.with_borrow_mut(|chains| chains.insert(key, Arc::clone(&self.peer), most));
+        }
+        self.peer
+    }
+}
+
+/// What the last handshake step of this thread found; for handshakes that nobody captures.
+pub(super) fn last_found() -> Option<Found> {
+    VERIFIED.take()
 }
 
 /// Runs a handshake and catches what the verifier found in it.
-pub(super) async fn capture<F: Future>(handshake: F) -> (F::Output, Option<Result<Peer, VerifyError>>) {
+pub(super) async fn capture<F: Future>(handshake: F) -> (F::Output, Option<Found>) {
     Capture { handshake: Box::pin(handshake), found: None }.await
 }
 
 struct Capture<F> {
     // Boxed: the handshake's state is large and gone once the connection carries data.
     handshake: Pin<Box<F>>,
-    found: Option<Result<Peer, VerifyError>>,
+    found: Option<Found>,
 }
 
 impl<F: Future> Future for Capture<F> {
-    type Output = (F::Output, Option<Result<Peer, VerifyError>>);
+    type Output = (F::Output, Option<Found>);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         VERIFIED.take();
@@ -58,12 +93,21 @@ pub(super) struct PeerVerifier {
     role: Role,
     expected: Option<SpiffeId>,
     or_by_host_clock: bool,
+    /// How many verified chains a worker remembers.
+    remembers: usize,
+    counters: ChainCounters,
 }
 
 impl PeerVerifier {
     /// `role` is what the peer is.
     pub(super) fn new(snapshots: Arc<Snapshots>, role: Role, expected: Option<SpiffeId>) -> Self {
-        Self { snapshots, role, expected, or_by_host_clock: false }
+        let counters = ChainCounters::default();
+        Self { snapshots, role, expected, or_by_host_clock: false, remembers: 0, counters }
+    }
+
+    /// Remembers so many chains that it has verified.
+    pub(super) fn remembering(self, remembers: usize, counters: ChainCounters) -> Self {
+        Self { remembers, counters, ..self }
     }
 
     /// Accepts dates that are good by the host's clock although the proxy corrects that clock: for the control plane, which
@@ -71,26 +115,51 @@ impl PeerVerifier {
     pub(super) fn or_by_host_clock(self) -> Self {
         Self { or_by_host_clock: true, ..self }
     }
-}
 
-impl Judge for PeerVerifier {
-    fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, VerifyError> {
+    /// By what was verified before, else by the verifier.
+    fn believe(&self, chain: &[CertificateDer<'_>]) -> Found {
+        if self.remembers == 0 {
+            return self.verify(chain).map(Believed::once);
+        }
+        let key = Key::of(chain, self.role);
+        if let Some(peer) = key.as_ref().and_then(|key| self.remembered(key)) {
+            self.counters.hits.inc();
+            return Ok(Believed { peer, fresh: None });
+        }
+        self.counters.misses.inc();
+        let peer = Arc::new(self.verify(chain)?);
+        Ok(Believed { peer, fresh: key.map(|key| (key, self.remembers)) })
+    }
+
+    fn remembered(&self, key: &Key) -> Option<Arc<Peer>> {
+        let trust = self.snapshots.trust.load();
+        CHAINS.with_borrow_mut(|chains| chains.find(key, &trust, self.snapshots.clock.now()))
+    }
+
+    fn verify(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, VerifyError> {
         let trust = self.snapshots.trust.load();
         let at = |now| svid::verify(chain, &trust.bundles, &trust.revoked, self.role, now, algorithms());
         let clock = &self.snapshots.clock;
-        let peer = match at(clock.unix_time()) {
+        match at(clock.unix_time()) {
             Err(VerifyError::Expired { .. } | VerifyError::NotYetValid { .. })
                 if self.or_by_host_clock && clock.is_corrected() =>
             {
-                at(UnixTime::now())?
+                at(UnixTime::now())
             }
-            other => other?,
-        };
+            other => other,
+        }
+    }
+}
+
+impl Judge for PeerVerifier {
+    fn judge(&self, chain: &[CertificateDer<'_>]) -> Found {
+        let believed = self.believe(chain)?;
         match &self.expected {
-            Some(expected) if *expected != peer.id => {
-                Err(VerifyError::WrongIdentity { presented: peer.id, expected: expected.clone() })
+            Some(expected) if *expected != believed.peer.id => {
+                let presented = believed.peer.id.clone();
+                Err(VerifyError::WrongIdentity { presented, expected: expected.clone() })
             }
-            _ => Ok(peer),
+            _ => Ok(believed),
         }
     }
 }
@@ -98,7 +167,7 @@ impl Judge for PeerVerifier {
 /// Says whether a presented chain is believed.
 pub(super) trait Judge: std::fmt::Debug + Send + Sync {
     /// Who the chain (leaf first) speaks for, or why nobody.
-    fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<Peer, VerifyError>;
+    fn judge(&self, chain: &[CertificateDer<'_>]) -> Found;
 }
 
 /// A [`Judge`] as both of rustls' verifiers: for peers that connect and for peers that are connected to.

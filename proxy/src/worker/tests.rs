@@ -20,7 +20,7 @@ use crate::outbound::{Destination, Exit};
 use crate::policy::CurrentPolicy;
 use crate::snapshot::Trust;
 use crate::telemetry::{self, Metrics};
-use crate::tls::Credentials;
+use crate::tls::{ChainCounters, Credentials};
 
 const ID: &str = "spiffe://worker.example/ns/a/sa/b";
 
@@ -61,7 +61,7 @@ fn rig() -> Rig {
     snapshots.trust.store(Arc::new(Trust { bundles: bundles.clone(), ..Trust::default() }));
     let policy = CurrentPolicy::new(Policy::compile(&[], trust_domain), MtlsModes::default(), &metrics);
     snapshots.policy.store(Some(Arc::new(policy)));
-    let tls = Tls::new(Arc::clone(&snapshots)).unwrap();
+    let tls = Tls::new(Arc::clone(&snapshots), 1024, ChainCounters::default()).unwrap();
     let (telemetry, _) = telemetry::start(metrics, None).unwrap();
     let (drain, drain_outbound) = (CancellationToken::new(), CancellationToken::new());
     let shared = Shared {

@@ -17,7 +17,7 @@ fn proxy() -> Proxy {
     let snapshots = Arc::new(Snapshots::default());
     Proxy {
         held: Held::new("corp.example".parse().unwrap()),
-        tls: Tls::new(Arc::clone(&snapshots)).unwrap(),
+        tls: Tls::new(Arc::clone(&snapshots), 1024, crate::tls::ChainCounters::default()).unwrap(),
         metrics: Metrics::new(&snapshots, &ProxyConfig::default()),
         readiness: Readiness::default(),
         snapshots,

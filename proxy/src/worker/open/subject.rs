@@ -1,6 +1,7 @@
 //! Who is at the other end of an open connection, and what policy is asked about it when it changes.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ::http::HeaderMap;
 use postern_config::id::SpiffeId;
@@ -13,7 +14,7 @@ use crate::policy::CurrentPolicy;
 #[derive(Debug)]
 pub struct Subject {
     /// The verified peer; none where plain text is accepted.
-    pub peer: Option<Peer>,
+    pub peer: Option<Arc<Peer>>,
     /// What policy is asked about it.
     pub judged: Judged,
 }
