@@ -32,6 +32,7 @@ mod readme;
 mod replicas;
 mod resilience;
 mod revocation;
+mod rig;
 mod roll;
 mod root_rotation;
 mod rotation;

@@ -1,0 +1,158 @@
+//! The rig's side of TLS: one configuration for a whole measurement, built once.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use postern_config::bundle::{BundleSet, TrustBundle};
+use postern_config::id::SpiffeId;
+use postern_config::revocation::Revocations;
+use postern_config::svid::{self, Algorithms, Role, VerifyError};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme,
+};
+
+use super::{Kx, Suite, Tls};
+
+/// The configuration with the name that goes into the SNI.
+pub(super) fn client_config(tls: &Tls, alpn: &[&str], resume: bool) -> Result<ClientConfig> {
+    let provider = Arc::new(provider(tls));
+    let roots = certificates(&tls.ca)?;
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
+    let builder = match tls.suite {
+        // The suites are those of TLS 1.3.
+        Some(_) => builder.with_protocol_versions(&[&rustls::version::TLS13]),
+        None => builder.with_safe_default_protocol_versions(),
+    };
+    let verifier: Arc<dyn ServerCertVerifier> = match &tls.spiffe_id {
+        Some(id) => Arc::new(Identity::new(id, roots, &provider)?),
+        None => {
+            let mut store = RootCertStore::empty();
+            for root in roots {
+                store.add(root).with_context(|| format!("{}: no CA", tls.ca.display()))?;
+            }
+            WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider).build()?
+        }
+    };
+    let builder = builder?.dangerous().with_custom_certificate_verifier(verifier);
+    let mut config = match (&tls.cert, &tls.key) {
+        (Some(cert), Some(key)) => {
+            let der = PrivateKeyDer::from_pem_file(key)
+                .with_context(|| format!("{}: no PEM key", key.display()))?;
+            let pair = || format!("{} and {} do not go together", cert.display(), key.display());
+            builder.with_client_auth_cert(certificates(cert)?, der).with_context(pair)?
+        }
+        _ => builder.with_no_client_auth(),
+    };
+    if !resume {
+        config.resumption = rustls::client::Resumption::disabled();
+    }
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    config.enable_sni = tls.spiffe_id.is_none() || tls.server_name.is_some();
+    Ok(config)
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let wrong = || format!("{}: no PEM certificates", path.display());
+    let read: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).with_context(wrong)?.collect();
+    let read = read.with_context(wrong)?;
+    ensure!(!read.is_empty(), "{}: no PEM certificates", path.display());
+    Ok(read)
+}
+
+fn provider(tls: &Tls) -> CryptoProvider {
+    use aws_lc_rs::{cipher_suite as suite, kx_group as group};
+    let mut provider = aws_lc_rs::default_provider();
+    match tls.suite {
+        Some(Suite::Aes128) => provider.cipher_suites = vec![suite::TLS13_AES_128_GCM_SHA256],
+        Some(Suite::Aes256) => provider.cipher_suites = vec![suite::TLS13_AES_256_GCM_SHA384],
+        Some(Suite::Chacha20) => provider.cipher_suites = vec![suite::TLS13_CHACHA20_POLY1305_SHA256],
+        None => provider.cipher_suites.sort_by_key(|s| s.suite() != suite::TLS13_AES_128_GCM_SHA256.suite()),
+    }
+    match tls.kx {
+        Some(Kx::X25519) => provider.kx_groups = vec![group::X25519],
+        Some(Kx::X25519mlkem768) => provider.kx_groups = vec![group::X25519MLKEM768],
+        Some(Kx::P256) => provider.kx_groups = vec![group::SECP256R1],
+        None => provider.kx_groups.sort_by_key(|g| g.name() != group::X25519.name()),
+    }
+    provider
+}
+
+/// Believes exactly one workload under the given roots.
+#[derive(Debug)]
+struct Identity {
+    expected: SpiffeId,
+    bundles: BundleSet,
+    provider: Arc<CryptoProvider>,
+}
+
+impl Identity {
+    fn new(id: &str, roots: Vec<CertificateDer<'static>>, provider: &Arc<CryptoProvider>) -> Result<Self> {
+        let expected: SpiffeId = id.parse().with_context(|| format!("{id:?} is no SPIFFE ID"))?;
+        let bundle = TrustBundle::new(expected.trust_domain().clone(), 0, roots).context("the CA")?;
+        Ok(Self { expected, bundles: [bundle].into_iter().collect(), provider: Arc::clone(provider) })
+    }
+
+    fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<(), VerifyError> {
+        let signatures = self.provider.signature_verification_algorithms.all;
+        let algorithms = Algorithms { signatures, sha256 };
+        let none = Revocations::default();
+        let peer = svid::verify(chain, &self.bundles, &none, Role::Server, UnixTime::now(), algorithms)?;
+        if peer.id == self.expected {
+            return Ok(());
+        }
+        Err(VerifyError::WrongIdentity { presented: peer.id, expected: self.expected.clone() })
+    }
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut digest = [0; 32];
+    digest.copy_from_slice(::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, bytes).as_ref());
+    digest
+}
+
+impl ServerCertVerifier for Identity {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        more: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let chain: Vec<_> = std::iter::once(leaf).chain(more).cloned().collect();
+        match self.judge(&chain) {
+            Ok(()) => Ok(ServerCertVerified::assertion()),
+            Err(why) => Err(CertificateError::Other(OtherError(Arc::new(why))).into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, known)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, known)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
