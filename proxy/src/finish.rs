@@ -30,7 +30,7 @@ impl Socketed for TcpStream {
 
 impl Socketed for Stream {
     fn socket(&self) -> &TcpStream {
-        self.get_ref().0.inner()
+        self.get_ref().0.inner().inner()
     }
 }
 

@@ -62,7 +62,7 @@ enum Speech {
 
 /// A connection that may go on.
 enum Entered {
-    Secured(Box<Stream>, Caller, Speech),
+    Secured(Stream, Caller, Speech),
     Plain(TcpStream, Caller, Speech),
 }
 
@@ -103,7 +103,7 @@ pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Job, app: &App) {
             metrics.handshake_ok(Direction::Inbound, took);
             record.handshake = Some(took);
             record.peer = caller.subject.id().cloned();
-            converse(worker, open, *tls, caller, speech, app, &mut record).await
+            converse(worker, open, tls, caller, speech, app, &mut record).await
         }
     };
     (record.bytes_up, record.bytes_down) = open.bytes();
@@ -167,7 +167,7 @@ async fn enter(
     let subject = Rc::new(Subject { peer: Some(peer), judged: judged(speech, &facts) });
     worker.prove(open, &subject).inspect_err(|_| tls.reset())?;
     let introduction = introduce(worker, &tls, &subject, speech);
-    Ok(Entered::Secured(Box::new(tls), Caller { subject, facts, source, introduction }, speech))
+    Ok(Entered::Secured(tls, Caller { subject, facts, source, introduction }, speech))
 }
 
 /// Whether a peer of a port that takes plain text speaks it. TLS begins with the byte of a handshake record; a peer that
@@ -219,7 +219,8 @@ async fn converse(
     match speech {
         Speech::Bytes => admit(worker, open, stream, caller, app, record).await,
         Speech::Http(version) => {
-            http::inbound::serve(worker, open, stream, version, caller, app, record).await
+            // Boxed: a connection that is relayed needs no room for a request.
+            Box::pin(http::inbound::serve(worker, open, stream, version, caller, app, record)).await
         }
         Speech::Untold => untold(worker, open, stream, caller, app, record).await,
     }
@@ -259,7 +260,7 @@ async fn untold(
     };
     match (guess, app.protocol) {
         (sniff::Guess::Http(version), _) => {
-            http::inbound::serve(worker, open, stream, version, caller, app, record).await
+            Box::pin(http::inbound::serve(worker, open, stream, version, caller, app, record)).await
         }
         (_, Protocol::Auto) => {
             if guess == sniff::Guess::Unknown {

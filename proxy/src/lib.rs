@@ -32,6 +32,8 @@ use tokio_util::sync::CancellationToken;
 
 pub mod acme;
 pub mod admin;
+pub mod ahead;
+pub mod buffers;
 pub mod clock;
 pub mod dial;
 pub mod discover;

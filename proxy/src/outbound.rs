@@ -91,7 +91,7 @@ async fn look(worker: &Rc<Worker>, open: &Open, app: TcpStream, exit: &Exit, rec
     };
     match (guess, exit.protocol) {
         (sniff::Guess::Http(version), _) => {
-            http::outbound::serve(worker, open, app, version, exit, record).await
+            Box::pin(http::outbound::serve(worker, open, app, version, exit, record)).await
         }
         (_, Protocol::Auto) => {
             if guess == sniff::Guess::Unknown {
@@ -101,7 +101,7 @@ async fn look(worker: &Rc<Worker>, open: &Open, app: TcpStream, exit: &Exit, rec
         }
         // The library's own answer to what is no HTTP is the right one: 400.
         (sniff::Guess::Other, _) => {
-            http::outbound::serve(worker, open, app, http::Version::Http1, exit, record).await
+            Box::pin(http::outbound::serve(worker, open, app, http::Version::Http1, exit, record)).await
         }
         (sniff::Guess::Unknown, _) => Outcome::IdleTimeout,
     }

@@ -1,4 +1,5 @@
-//! Copies bytes both ways until both sides are done: half-close is passed on, buffers grow with traffic and go when idle.
+//! Copies bytes both ways until both sides are done: half-close is passed on, buffers grow with traffic and are held only
+//! while something is in them.
 //!
 //! Both directions are polled as one future over two streams that it owns the only reference to, so nothing is split
 //! and nothing is locked. An error is never passed on as an orderly end: the caller resets the other side, so that a
@@ -11,22 +12,18 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::buffers::{Buffer, Size};
+
 #[cfg(test)]
 mod tests;
 
-/// What an idle or chatty connection costs per direction.
-const SMALL: usize = 2 * 1024;
-/// What a busy one grows to: four TLS records a write.
-const LARGE: usize = 64 * 1024;
-/// Growth by steps that each pay for themselves within a few reads.
-const GROWTH: usize = 4;
+/// A read that brings less leaves the reader empty; one that brings as much may have left more.
+const PLENTY: usize = 8 * 1024;
 
 /// What a relay reports while it runs.
 pub trait Progress {
     /// Bytes that were written onward: from the first stream to the second, and back.
     fn moved(&self, up: usize, down: usize);
-    /// Whether idle buffers should be given back now; asked at each poll.
-    fn shrink(&self) -> bool;
 }
 
 /// Relays until both directions have ended or one fails.
@@ -39,10 +36,6 @@ where
     let mut down = Flow::default();
     let mut up_first = false;
     poll_fn(|cx| {
-        if progress.shrink() {
-            up.shrink();
-            down.shrink();
-        }
         // By turns: a busy direction uses up all that tokio grants a task before it must pause.
         up_first = !up_first;
         let (up_done, down_done);
@@ -64,13 +57,20 @@ where
 /// One direction.
 #[derive(Default)]
 struct Flow {
-    buffer: Vec<u8>,
-    /// What the next allocation takes.
-    wanted: usize,
-    start: usize,
-    end: usize,
+    /// What was read and not written yet.
+    held: Option<Held>,
+    /// What the next read takes.
+    size: Size,
     unflushed: bool,
     state: State,
+}
+
+struct Held {
+    buffer: Buffer,
+    start: usize,
+    end: usize,
+    /// How the reader ended behind these bytes, if it has.
+    then: Option<io::Result<()>>,
 }
 
 #[derive(Default, PartialEq)]
@@ -96,7 +96,7 @@ impl Flow {
     {
         loop {
             let step = match self.state {
-                State::Copying if self.start == self.end => self.fill(cx, reader, writer),
+                State::Copying if self.held.is_none() => self.fill(cx, reader, writer),
                 State::Copying => self.drain(cx, writer, &mut moved),
                 State::Closing => self.close(cx, writer),
                 State::Done => return Ok(Poll::Ready(())),
@@ -108,37 +108,50 @@ impl Flow {
         }
     }
 
-    /// Reads into the empty buffer; flushes the writer where there is nothing to read yet.
+    /// Reads as much as there is and fits; flushes the writer where there is nothing to read yet.
     fn fill<R, W>(&mut self, cx: &mut Context<'_>, reader: &mut R, writer: &mut W) -> Poll<io::Result<()>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        let wanted = self.wanted.max(SMALL);
-        if self.buffer.len() < wanted {
-            self.buffer = vec![0; wanted];
-        }
-        let mut read = ReadBuf::new(&mut self.buffer);
-        match Pin::new(reader).poll_read(cx, &mut read) {
-            Poll::Ready(result) => {
-                result?;
-                let got = read.filled().len();
-                (self.start, self.end) = (0, got);
-                if got == 0 {
-                    self.state = State::Closing;
-                } else if got == self.buffer.len() && got < LARGE {
-                    self.wanted = (got * GROWTH).min(LARGE);
+        let mut buffer = Buffer::take(self.size);
+        let (size, mut read) = (buffer.size(), ReadBuf::new(&mut buffer));
+        let mut then = None;
+        // TLS hands out one record at a time, however many it has; together they are one write.
+        loop {
+            let before = read.filled().len();
+            match Pin::new(&mut *reader).poll_read(cx, &mut read) {
+                Poll::Ready(Ok(())) => {
+                    let got = read.filled().len() - before;
+                    if got == 0 {
+                        then = Some(Ok(()));
+                    }
+                    if got < PLENTY || read.remaining() == 0 {
+                        break;
+                    }
                 }
-                Poll::Ready(Ok(()))
-            }
-            Poll::Pending => {
-                if self.unflushed {
-                    ready!(Pin::new(writer).poll_flush(cx))?;
-                    self.unflushed = false;
+                Poll::Ready(Err(error)) => {
+                    then = Some(Err(error));
+                    break;
                 }
-                Poll::Pending
+                Poll::Pending if before > 0 => break,
+                Poll::Pending => {
+                    if self.unflushed {
+                        ready!(Pin::new(writer).poll_flush(cx))?;
+                        self.unflushed = false;
+                    }
+                    return Poll::Pending;
+                }
             }
         }
+        let end = read.filled().len();
+        self.size = size.after(end);
+        if end > 0 {
+            self.held = Some(Held { buffer, start: 0, end, then });
+        } else {
+            self.end(then)?;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn drain<W: AsyncWrite + Unpin>(
@@ -147,14 +160,28 @@ impl Flow {
         writer: &mut W,
         moved: &mut impl FnMut(usize),
     ) -> Poll<io::Result<()>> {
-        let wrote = ready!(Pin::new(writer).poll_write(cx, &self.buffer[self.start..self.end]))?;
+        let Some(held) = &mut self.held else { return Poll::Ready(Ok(())) };
+        let wrote = ready!(Pin::new(writer).poll_write(cx, &held.buffer[held.start..held.end]))?;
         if wrote == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
-        self.start += wrote;
+        held.start += wrote;
         self.unflushed = true;
         moved(wrote);
+        if held.start == held.end {
+            let then = self.held.take().and_then(|held| held.then);
+            self.end(then)?;
+        }
         Poll::Ready(Ok(()))
+    }
+
+    /// Takes note of how the reader ended, once all before it has been written.
+    fn end(&mut self, then: Option<io::Result<()>>) -> io::Result<()> {
+        if let Some(ended) = then {
+            ended?;
+            self.state = State::Closing;
+        }
+        Ok(())
     }
 
     fn close<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, writer: &mut W) -> Poll<io::Result<()>> {
@@ -164,15 +191,6 @@ impl Flow {
             _ => {}
         }
         self.state = State::Done;
-        self.buffer = Vec::new();
         Poll::Ready(Ok(()))
-    }
-
-    /// Gives an empty buffer back; the next byte allocates a small one.
-    fn shrink(&mut self) {
-        if self.start == self.end {
-            self.buffer = Vec::new();
-            self.wanted = SMALL;
-        }
     }
 }

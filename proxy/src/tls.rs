@@ -16,6 +16,7 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::ahead::ReadAhead;
 use crate::prefixed::Prefixed;
 use crate::snapshot::Snapshots;
 
@@ -36,8 +37,12 @@ use verify::PeerVerifier;
 /// A TCP stream, of which some bytes may have been looked at already.
 pub type Tcp = Prefixed<TcpStream>;
 
-/// A TLS stream over TCP, either side.
-pub type Stream = tokio_rustls::TlsStream<Tcp>;
+/// A TLS stream over TCP, either side. Boxed: what carries it on moves a pointer, and holds no second copy of its state.
+pub type Stream = Box<tokio_rustls::TlsStream<ReadAhead<Tcp>>>;
+
+fn boxed(stream: impl Into<tokio_rustls::TlsStream<ReadAhead<Tcp>>>) -> Stream {
+    Box::new(stream.into())
+}
 
 /// The protocol that two proxies agree on for relayed bytes.
 pub const ALPN_TCP: &[u8] = b"postern-tcp/1";
@@ -162,8 +167,9 @@ impl Tls {
 
     /// Accepts: the peer's proven identity, or why not.
     pub async fn accept(&self, tcp: Tcp, alpn: Alpn) -> Result<(Stream, Arc<Peer>), Failure> {
-        let (result, verified) = verify::capture(self.acceptors[alpn as usize].accept(tcp)).await;
-        conclude(result.map(Stream::from), verified)
+        let (result, verified) =
+            verify::capture(self.acceptors[alpn as usize].accept(ReadAhead::from(tcp))).await;
+        conclude(result.map(boxed), verified)
     }
 
     /// The config of connections to the control plane, with this proxy's own certificate.
@@ -185,8 +191,9 @@ impl Connector {
     ) -> Result<(Stream, Arc<Peer>), Failure> {
         let name = ServerName::IpAddress(to.into());
         let connector = TlsConnector::from(Arc::clone(self.client_config(alpn)));
-        let (result, verified) = verify::capture(connector.connect(name, Tcp::from(tcp))).await;
-        conclude(result.map(Stream::from), verified)
+        let (result, verified) =
+            verify::capture(connector.connect(name, ReadAhead::from(Tcp::from(tcp)))).await;
+        conclude(result.map(boxed), verified)
     }
 
     /// The outbound config itself: for benches, which run the handshake without a socket.

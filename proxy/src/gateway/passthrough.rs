@@ -141,8 +141,4 @@ impl Progress for Both<'_> {
         self.counters.0.inc_by(up as u64);
         self.counters.1.inc_by(down as u64);
     }
-
-    fn shrink(&self) -> bool {
-        self.open.take_shrink()
-    }
 }

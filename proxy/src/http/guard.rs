@@ -4,12 +4,12 @@
 //! A refused HTTP/1 request is replaced by bytes that the library is sure to refuse, so that the answer 400 and the end of
 //! the connection come from one place and in the order of the requests.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
@@ -40,6 +40,8 @@ pub struct Said {
     flaw: Cell<Option<Flaw>>,
     flood: Cell<bool>,
     release: Cell<Option<bool>>,
+    /// Who reads bytes that wait for the answer.
+    reader: RefCell<Option<Waker>>,
 }
 
 impl Said {
@@ -56,6 +58,9 @@ impl Said {
     /// How the request was answered behind which bytes may wait: whether the connection is a tunnel now.
     pub fn answered(&self, tunnel: bool) {
         self.release.set(Some(tunnel));
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
     }
 }
 
@@ -124,7 +129,10 @@ impl<S: AsyncRead + Unpin> Guard<S> {
                         _ => {}
                     }
                 }
-                Step::Hold => return Poll::Pending,
+                Step::Hold => {
+                    *said.reader.borrow_mut() = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
                 Step::Refuse(flaw) => {
                     said.flaw.set(Some(flaw));
                     pulse.head_within(None);

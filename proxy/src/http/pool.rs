@@ -218,7 +218,8 @@ impl Host {
         let permit = circuit.take(Resource::Connection).map_err(Miss::Full)?;
         self.dialing.set(self.dialing.get() + 1);
         let _dialing = Dialing(self);
-        let dialed = connect(worker, &self.key, upstream, permit).await;
+        // Boxed: most requests find a connection, and need no room for the making of one.
+        let dialed = Box::pin(connect(worker, &self.key, upstream, permit)).await;
         let line = dialed.inspect_err(|miss| {
             let mut failures = self.failures.borrow_mut();
             *failures = (failures.0 + 1, Some(miss.clone()));

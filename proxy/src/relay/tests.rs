@@ -10,17 +10,12 @@ use super::*;
 struct Count {
     up: Cell<usize>,
     down: Cell<usize>,
-    shrink: Cell<bool>,
 }
 
 impl Progress for Count {
     fn moved(&self, up: usize, down: usize) {
         self.up.set(self.up.get() + up);
         self.down.set(self.down.get() + down);
-    }
-
-    fn shrink(&self) -> bool {
-        self.shrink.replace(false)
     }
 }
 
@@ -106,15 +101,46 @@ async fn a_truncated_side_is_an_error_and_never_an_orderly_end() {
 }
 
 #[test]
-fn buffers_grow_with_traffic_and_go_when_idle() {
+fn buffers_grow_with_traffic_and_are_held_only_while_something_is_in_them() {
     let mut flow = Flow::default();
     let mut cx = Context::from_waker(std::task::Waker::noop());
     let mut plenty: &[u8] = &vec![1; 1 << 20];
     let mut sink = tokio::io::sink();
     assert!(matches!(flow.poll(&mut cx, &mut plenty, &mut sink, |_| {}), Ok(Poll::Ready(()))));
-    assert_eq!(flow.wanted, LARGE);
-    flow.shrink();
-    assert_eq!((flow.buffer.capacity(), flow.wanted), (0, SMALL));
+    assert!(flow.size > Size::Small);
+    assert!(flow.held.is_none());
+    let (_open, mut silent) = duplex(64);
+    let mut flow = Flow::default();
+    assert!(matches!(flow.poll(&mut cx, &mut silent, &mut sink, |_| {}), Ok(Poll::Pending)));
+    assert!(flow.held.is_none(), "an idle direction holds no buffer");
+}
+
+/// A reader that yields bytes, then fails.
+struct Breaks(Option<Vec<u8>>);
+
+impl AsyncRead for Breaks {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.0.take() {
+            Some(bytes) => buf.put_slice(&bytes),
+            None => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[test]
+fn what_came_before_an_error_is_written_before_it_is_reported() {
+    for size in [1, PLENTY, PLENTY + 1] {
+        let (mut flow, mut written) = (Flow::default(), Vec::new());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut reader = Breaks(Some(vec![7; size]));
+        let error = flow.poll(&mut cx, &mut reader, &mut written, |_| {}).unwrap_err();
+        assert_eq!((error.kind(), written.len()), (io::ErrorKind::ConnectionReset, size));
+    }
 }
 
 /// Two streams that are never at a loss: each read brings bytes and each write takes them.

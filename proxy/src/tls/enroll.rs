@@ -20,6 +20,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::ahead::ReadAhead;
+
 use super::verify::{self, Believed, Found, Judge};
 use super::{Failure, PROVIDER, Stream, Tcp, WithPeerVerifier as _, algorithms, sha256};
 
@@ -56,11 +58,12 @@ pub async fn connect(
     config.alpn_protocols = vec![b"h2".to_vec()];
     let connector = TlsConnector::from(Arc::new(config));
     let name = ServerName::IpAddress(to.into());
-    let (connected, verified) = verify::capture(connector.connect(name, Tcp::from(tcp))).await;
+    let (connected, verified) =
+        verify::capture(connector.connect(name, ReadAhead::from(Tcp::from(tcp)))).await;
     let exported = connected.as_ref().ok().and_then(|stream| {
         stream.get_ref().1.export_keying_material([0; EXPORTER_LEN], EXPORTER_LABEL, None).ok()
     });
-    let (stream, _) = super::conclude(connected.map(Stream::from), verified)?;
+    let (stream, _) = super::conclude(connected.map(super::boxed), verified)?;
     let exporter = exported.ok_or_else(|| Failure::internal("the TLS exporter is not available"))?;
     Ok(PinnedConnection { stream, exporter })
 }

@@ -62,11 +62,14 @@ pub(super) fn last_found() -> Option<Found> {
 }
 
 /// Runs a handshake and catches what the verifier found in it.
-pub(super) async fn capture<F: Future>(handshake: F) -> (F::Output, Option<Found>) {
-    Capture { handshake: Box::pin(handshake), found: None }.await
+///
+/// No `async fn`: that would keep room for the handshake beside the box.
+pub(super) fn capture<F: Future>(handshake: F) -> Capture<F> {
+    Capture { handshake: Box::pin(handshake), found: None }
 }
 
-struct Capture<F> {
+/// A handshake and what was found in it.
+pub(super) struct Capture<F> {
     // Boxed: the handshake's state is large and gone once the connection carries data.
     handshake: Pin<Box<F>>,
     found: Option<Found>,

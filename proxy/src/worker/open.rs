@@ -21,9 +21,6 @@ pub use pulse::{Half, Pulse};
 use pulse::{Pace, Rest, too_slow};
 pub use subject::{Anonymous, Asked, Facts, Judged, Subject};
 
-/// How long a connection must be quiet before its buffers are taken back.
-const QUIET: Duration = Duration::from_secs(2);
-
 /// Why a connection is ended from this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the words say it; each is an `Outcome`")]
@@ -130,7 +127,6 @@ struct Inner {
     rest: Cell<Option<Rest>>,
     /// How fast the other end sends what this side waits for, and takes what this side has to send.
     pace: [Cell<Pace>; 2],
-    shrink: Cell<bool>,
     up: Cell<u64>,
     down: Cell<u64>,
 }
@@ -172,7 +168,6 @@ impl Registry {
             head_by: Cell::new(None),
             rest: Cell::new(None),
             pace: Default::default(),
-            shrink: Cell::new(false),
             up: Cell::new(0),
             down: Cell::new(0),
             about: RefCell::new(about),
@@ -270,9 +265,6 @@ impl Registry {
                 || inner.pace.iter().any(|pace| too_slow(pace, now, ages.rate))
             {
                 inner.close(Cause::TooSlow);
-            } else if idle >= QUIET && idle < QUIET * 2 {
-                inner.shrink.set(true);
-                inner.wake();
             }
         });
     }
@@ -354,11 +346,6 @@ impl Open {
     pub fn moved(&self, up: usize, down: usize) {
         self.inner.moved(up, down);
     }
-
-    /// Whether buffers should be given back; asks once.
-    pub fn take_shrink(&self) -> bool {
-        self.inner.shrink.replace(false)
-    }
 }
 
 impl Drop for Open {
@@ -387,9 +374,5 @@ impl Progress for Counting<'_> {
         self.open.moved(up, down);
         self.counters.0.inc_by(up as u64);
         self.counters.1.inc_by(down as u64);
-    }
-
-    fn shrink(&self) -> bool {
-        self.open.take_shrink()
     }
 }

@@ -13,8 +13,9 @@ use tokio::time::timeout;
 use tokio_rustls::server::StartHandshake;
 
 use super::Server;
+use crate::ahead::ReadAhead;
 use crate::prefixed::Prefixed;
-use crate::tls::{Failure, Stream, Tcp, acme};
+use crate::tls::{Failure, Stream, Tcp, acme, boxed};
 
 /// The most that is read for one ClientHello, and what may stand before it. With a post-quantum key share it takes 2 KiB;
 /// this is a full record.
@@ -91,9 +92,9 @@ impl Hello {
     /// Goes on with the handshake as `server`.
     pub async fn accept(self, server: &Server) -> Result<Stream, Failure> {
         let config = server.config.as_ref().map_err(|closed| closed.failure())?;
-        let start = StartHandshake::from_parts(self.accepted, Tcp::from(self.tcp));
+        let start = StartHandshake::from_parts(self.accepted, ReadAhead::from(Tcp::from(self.tcp)));
         match start.into_stream(Arc::clone(config)).into_fallible().await {
-            Ok(stream) => Ok(Stream::from(stream)),
+            Ok(stream) => Ok(boxed(stream)),
             Err((error, tcp)) => {
                 let failure = Failure::from(error);
                 goodbye(tcp).await;
@@ -109,7 +110,7 @@ impl Hello {
 
     /// Answers an ACME challenge with a handshake, and ends (RFC 8737 §3).
     pub async fn answer(self, answer: &acme::Answer) -> Result<(), Failure> {
-        let start = StartHandshake::from_parts(self.accepted, Tcp::from(self.tcp));
+        let start = StartHandshake::from_parts(self.accepted, ReadAhead::from(Tcp::from(self.tcp)));
         let mut stream = Box::pin(start.into_stream(answer.config())).await?;
         // The issuer has what it came for, and may have gone.
         let _ = stream.shutdown().await;
