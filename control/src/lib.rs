@@ -39,6 +39,7 @@ mod housekeeping;
 pub mod issue;
 pub mod jwt;
 pub mod limits;
+pub mod line;
 pub mod publish;
 pub mod registry;
 pub mod replica;

@@ -1,10 +1,7 @@
-//! How much of somebody's failing anybody else has to bear (token buckets), and how a herd is served in order (lines).
+//! How much of somebody's failing anybody else has to bear: token buckets.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
-
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Refusals that get an audit record, globally: a flood must not fill the disk. Beyond it they are only counted.
 const AUDITED_REFUSALS: Rate = Rate { burst: 512.0, per_second: 20.0 };
@@ -101,31 +98,6 @@ impl Buckets {
     }
 }
 
-/// A line: so many are served at a time and the rest in order of arrival, up to a length, and nobody waits for longer than
-/// its caller would.
-#[derive(Debug)]
-pub struct Line {
-    served: Semaphore,
-    waiting: Semaphore,
-    patience: Duration,
-}
-
-impl Line {
-    /// `served` at a time, `waiting` behind them, each for at most `patience`.
-    pub fn new(served: usize, waiting: usize, patience: Duration) -> Self {
-        Self { served: Semaphore::new(served), waiting: Semaphore::new(waiting), patience }
-    }
-
-    /// One's turn, for as long as it is held; `None` where the line is too long or too slow.
-    pub async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        if let Ok(turn) = self.served.try_acquire() {
-            return Some(turn);
-        }
-        let _place = self.waiting.try_acquire().ok()?;
-        tokio::time::timeout(self.patience, self.served.acquire()).await.ok()?.ok()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,29 +115,5 @@ mod tests {
         let limits = Limits::new(10_000);
         while limits.audit_refusal(10_000) {}
         assert!(!limits.audit_refusal(0));
-    }
-
-    #[tokio::test]
-    async fn a_line_serves_in_order_and_turns_away_whom_it_cannot_serve() {
-        let line = Line::new(1, 2, Duration::from_millis(50));
-        let first = line.turn().await.unwrap();
-        let order = Mutex::new(Vec::new());
-        let wait = |name| {
-            let (line, order) = (&line, &order);
-            async move {
-                let turn = line.turn().await;
-                order.lock().unwrap().push((name, turn.is_some()));
-            }
-        };
-        let release = async move {
-            tokio::task::yield_now().await;
-            drop(first);
-        };
-        // The fourth finds the line full; the others get their turns one after the other.
-        tokio::join!(wait(2), wait(3), wait(4), release);
-        assert_eq!(*order.lock().unwrap(), [(4, false), (2, true), (3, true)]);
-
-        let _held = line.turn().await.unwrap();
-        assert!(line.turn().await.is_none(), "and nobody waits for ever");
     }
 }

@@ -20,7 +20,8 @@ use crate::clock::now_ms;
 use crate::digest::{hex, serial_hex};
 use crate::issue::csr::{Csr, CsrError, SubjectKey};
 use crate::issue::{self, Leaf, Wish};
-use crate::limits::{Limits, Line};
+use crate::limits::Limits;
+use crate::line::{Busy, Line, Turn};
 use crate::store::{Certificate, Change, Lineage, Store, StoreError, Subject};
 use crate::telemetry::Metrics;
 
@@ -37,8 +38,8 @@ pub use tokens::{NewToken, TokenError};
 const ISSUING: usize = 32;
 /// Those that wait for their turn: every proxy of a large mesh at once.
 const WAITING: usize = 16 * 1024;
-/// How long they wait; the callers wait for ten seconds.
-const PATIENCE: Duration = Duration::from_secs(9);
+/// How long they wait at most; a caller without a certificate is cut off a second later.
+const PATIENCE: Duration = Duration::from_secs(14);
 
 /// Why no certificate is issued.
 #[derive(Debug, thiserror::Error)]
@@ -89,8 +90,8 @@ pub enum Refusal {
     #[error("too many requests of this enrollment; try again later")]
     TooMany,
     /// So many are waiting for certificates that this one's turn did not come in time.
-    #[error("too many callers are waiting for certificates; try again")]
-    Busy,
+    #[error("too many callers are waiting for certificates; come again in {} ms", .0.retry_after.as_millis())]
+    Busy(Busy),
     /// A fault on this side.
     #[error("internal error")]
     Store(#[from] StoreError),
@@ -151,7 +152,7 @@ impl Refusal {
             Self::Environment => "environment",
             Self::SameKey => "same_key",
             Self::TooMany => "too_many",
-            Self::Busy => "busy",
+            Self::Busy(_) => "busy",
             Self::Ca(CaError::Key(error)) => error.reason(),
             Self::Store(_) | Self::Ca(_) => "internal",
         }
@@ -167,6 +168,19 @@ pub struct Issued {
     pub repeated: bool,
     /// When it shall be renewed, counted from its receipt.
     pub window: (Duration, Duration),
+}
+
+/// One call for the next certificate.
+#[derive(Clone, Copy)]
+pub struct Renewal<'a> {
+    /// The caller's certificate: it has to be the one on record, byte for byte, so that not even a CA's stolen key makes a caller.
+    pub leaf: &'a [u8],
+    /// PKCS#10, DER.
+    pub csr: &'a [u8],
+    /// Wanted lifetime, milliseconds; 0 for the default.
+    pub ttl_ms: u64,
+    /// How long the caller waits in line.
+    pub patience: Duration,
 }
 
 /// The registry.
@@ -192,16 +206,15 @@ impl Registry {
         terms: SvidConfig,
         metrics: Metrics,
     ) -> Self {
-        let (limits, line) = (Limits::new(now_ms()), Line::new(ISSUING, WAITING, PATIENCE));
+        let (limits, line) = (Limits::new(now_ms()), Line::new(ISSUING, WAITING, metrics.line("issuing")));
         Self { store, ca, attestors, terms, limits, turns: AtomicU32::default(), line, metrics }
     }
 
-    /// Issues the next certificate of the caller's lineage. Idempotent by the request's key. `leaf` is the caller's certificate: it has
-    /// to be the one on record, byte for byte, so that not even a CA's stolen key makes a caller.
-    pub async fn renew(&self, peer: &Peer, leaf: &[u8], csr: &[u8], ttl_ms: u64) -> Result<Issued, Refusal> {
-        let mut result = self.try_renew(peer, leaf, csr, ttl_ms).await;
+    /// Issues the next certificate of the caller's lineage. Idempotent by the request's key.
+    pub async fn renew(&self, peer: &Peer, renewal: Renewal<'_>) -> Result<Issued, Refusal> {
+        let mut result = self.try_renew(peer, renewal).await;
         if is_worth_a_retry(&result) {
-            result = self.try_renew(peer, leaf, csr, ttl_ms).await;
+            result = self.try_renew(peer, renewal).await;
         }
         self.settle("renew", peer.id.as_str(), &serial_hex(&peer.serial), &result).await;
         result
@@ -225,11 +238,12 @@ impl Registry {
         result
     }
 
-    async fn try_renew(&self, peer: &Peer, leaf: &[u8], csr: &[u8], ttl_ms: u64) -> Result<Issued, Refusal> {
+    async fn try_renew(&self, peer: &Peer, renewal: Renewal<'_>) -> Result<Issued, Refusal> {
+        let Renewal { leaf, csr, ttl_ms, patience } = renewal;
         let csr = Csr::parse(csr)?;
         csr.check(&peer.id)?;
         let serial = serial_hex(&peer.serial);
-        let _turn = self.line.turn().await.ok_or(Refusal::Busy)?;
+        let _turn = self.turn(serial.as_bytes(), patience).await?;
         let mut change = self.store.change_rows().await?;
         let subject = change.subject(&peer.id, now_ms()).await?;
         let lineage = lineage_of(&mut change, peer, &serial).await?;
@@ -261,6 +275,11 @@ impl Registry {
         change.commit().await?;
         entry.log();
         Ok(issued)
+    }
+
+    /// One's turn to be issued something. Whoever was told to come again keeps its place by `name`.
+    async fn turn(&self, name: &[u8], patience: Duration) -> Result<Turn<'_>, Refusal> {
+        self.line.turn(Some(name), patience.min(PATIENCE)).await.map_err(Refusal::Busy)
     }
 
     /// Signs for a lineage and records the certificate; the caller commits.

@@ -8,6 +8,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
@@ -36,6 +37,7 @@ pub struct Metrics {
     refused: Family<RefusedBecause, Counter>,
     handshakes: Family<Handshake, Counter>,
     key_usable: Family<WhichKey, Gauge>,
+    lines: Lines,
     /// Open Watch streams.
     pub streams: Gauge,
     /// The generation that is being pushed.
@@ -67,6 +69,77 @@ struct Handshake {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WhichKey {
     key: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct WhichLine {
+    line: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TurnedAway {
+    line: &'static str,
+    reason: &'static str,
+}
+
+/// What is seen of all lines.
+#[derive(Debug, Clone)]
+struct Lines {
+    waiting: Family<WhichLine, Gauge>,
+    in_flight: Family<WhichLine, Gauge>,
+    served: Family<WhichLine, Counter>,
+    refused: Family<TurnedAway, Counter>,
+    waited: Family<WhichLine, Histogram, fn() -> Histogram>,
+}
+
+impl Lines {
+    fn new(registry: &mut Registry) -> Self {
+        let lines = Self {
+            waiting: Family::default(),
+            in_flight: Family::default(),
+            served: Family::default(),
+            refused: Family::default(),
+            // 1 ms to 32 s: nobody waits for longer.
+            waited: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.001, 2.0, 16))),
+        };
+        let Self { waiting, in_flight, served, refused, waited } = lines.clone();
+        registry.register("postern_control_line_waiting", "Callers that wait for their turn", waiting);
+        registry.register("postern_control_line_in_flight", "Callers whose turn it is", in_flight);
+        registry.register("postern_control_line_served", "Callers that had their turn", served);
+        registry.register(
+            "postern_control_line_refused",
+            "Callers that had none: the line was full, too slow for them, or they left",
+            refused,
+        );
+        registry.register(
+            "postern_control_line_wait_seconds",
+            "How long callers waited for their turn",
+            waited,
+        );
+        lines
+    }
+}
+
+/// What is seen of one line.
+#[derive(Debug, Clone)]
+pub struct LineMetrics {
+    name: &'static str,
+    /// In line now.
+    pub waiting: Gauge,
+    /// Whose turn it is now.
+    pub in_flight: Gauge,
+    /// Had a turn.
+    pub served: Counter,
+    /// Waited for a turn, seconds.
+    pub waited: Histogram,
+    refused: Family<TurnedAway, Counter>,
+}
+
+impl LineMetrics {
+    /// Counts one that had no turn.
+    pub fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&TurnedAway { line: self.name, reason }).inc();
+    }
 }
 
 impl Metrics {
@@ -105,7 +178,9 @@ impl Metrics {
             "End of the issuing CA, seconds since 1970",
             issuing_ends.clone(),
         );
+        let lines = Lines::new(&mut registry);
         Self {
+            lines,
             registry: Arc::new(registry),
             issued,
             refused,
@@ -115,6 +190,19 @@ impl Metrics {
             streams,
             generation,
             issuing_ends,
+        }
+    }
+
+    /// What is seen of the line of this name.
+    pub fn line(&self, name: &'static str) -> LineMetrics {
+        let label = WhichLine { line: name };
+        LineMetrics {
+            name,
+            waiting: self.lines.waiting.get_or_create_owned(&label),
+            in_flight: self.lines.in_flight.get_or_create_owned(&label),
+            served: self.lines.served.get_or_create_owned(&label),
+            waited: self.lines.waited.get_or_create_owned(&label),
+            refused: self.lines.refused.clone(),
         }
     }
 

@@ -409,7 +409,10 @@ impl Driver {
         if due {
             self.metrics.renewals_failed.inc();
         }
-        let pause = self.pause();
+        let pause = match error.retry_after() {
+            Some(hint) => self.schedule.come_again(hint, rand::random()),
+            None => self.pause(),
+        };
         let left = self.snapshots.credentials.load().as_ref().map_or(0, |c| c.not_after())
             - self.snapshots.clock.now();
         let retry_ms = pause.as_millis() as u64;

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use postern_config::wire::v1;
 use postern_config::wire::v1::enroll_request::Credential as Sent;
+use prost::Message as _;
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::Plane;
 use super::callers::{Caller, Reached};
@@ -17,7 +18,13 @@ use super::watch;
 use crate::attest::Credential;
 use crate::clock::now_ms;
 use crate::jwt::{JwtRefusal, Wish};
-use crate::registry::{Attempt, Issued, Proof, Refusal};
+use crate::line::Busy;
+use crate::registry::{Attempt, Issued, Proof, Refusal, Renewal};
+
+/// How long a caller waits for its answer that does not say so.
+const UNSAID: Duration = Duration::from_secs(10);
+/// What is left of a caller's patience for the answer itself.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// The calls, for one connection.
 #[derive(Debug)]
@@ -49,6 +56,7 @@ impl Control for ControlService {
             proof: &message.proof,
             ttl_ms: message.ttl_ms,
             instance: &message.instance,
+            patience: patience(&request),
             exporter: caller.exporter,
             remote: caller.remote.ip(),
         };
@@ -63,12 +71,13 @@ impl Control for ControlService {
         let caller = caller(&request)?;
         let peer = caller.peer.ok_or_else(|| Status::unauthenticated("no certificate"))?;
         let message = request.get_ref();
-        let issued = self
-            .plane
-            .registry
-            .renew(&peer, &caller.leaf, &message.csr, message.ttl_ms)
-            .await
-            .map_err(status)?;
+        let renewal = Renewal {
+            leaf: &caller.leaf,
+            csr: &message.csr,
+            ttl_ms: message.ttl_ms,
+            patience: patience(&request),
+        };
+        let issued = self.plane.registry.renew(&peer, renewal).await.map_err(status)?;
         Ok(Response::new(v1::RenewResponse { svid: Some(svid(issued)), server_time_ms: now_ms() }))
     }
 
@@ -123,6 +132,34 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     request.extensions().get::<Caller>().cloned().ok_or_else(|| Status::internal("internal error"))
 }
 
+/// How long the caller waits in line: it has to have its answer before it gives up.
+fn patience<T>(request: &Request<T>) -> Duration {
+    let said = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok());
+    said.and_then(timeout).unwrap_or(UNSAID).saturating_sub(ANSWER)
+}
+
+/// `grpc-timeout`: at most eight digits and a unit.
+fn timeout(said: &str) -> Option<Duration> {
+    let (number, unit) = said.split_at_checked(said.len().checked_sub(1)?)?;
+    let number: u64 = (1..=8).contains(&number.len()).then(|| number.parse().ok())??;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+/// A status that says when to come again.
+pub(super) fn come_again(busy: &Busy, message: impl Into<String>) -> Status {
+    let retry_after_ms = u64::try_from(busy.retry_after.as_millis()).unwrap_or(u64::MAX);
+    let details = v1::ComeAgain { retry_after_ms }.encode_to_vec();
+    Status::with_details(Code::ResourceExhausted, message, details.into())
+}
+
 fn proof_of_identity<'a>(message: &'a v1::EnrollRequest, caller: &'a Caller) -> Proof<'a> {
     match &message.credential {
         None => Proof::Token { id: &message.token_id, secret: &message.token_secret },
@@ -152,7 +189,8 @@ fn status(refusal: Refusal) -> Status {
         | Refusal::Revoked
         | Refusal::Ended
         | Refusal::Environment => Status::permission_denied(message),
-        Refusal::TooMany | Refusal::Busy => Status::resource_exhausted(message),
+        Refusal::TooMany => Status::resource_exhausted(message),
+        Refusal::Busy(busy) => come_again(&busy, message),
         // Unavailable, not Internal: the proxy shall come back, and the cause stands in our log.
         Refusal::Store(_) | Refusal::Ca(_) | Refusal::Unavailable(_) => Status::unavailable(message),
     }

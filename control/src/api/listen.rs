@@ -17,7 +17,7 @@ use postern_config::wire::MAX_REQUEST;
 use rustls::ServerConfig;
 use rustls::pki_types::UnixTime;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -26,21 +26,25 @@ use tower_service::Service as _;
 
 use super::Plane;
 use super::callers::{Caller, Reached, Standing, admit};
-use super::grpc::ControlService;
+use super::grpc::{ControlService, come_again};
 use super::stubs::control_server::ControlServer;
 use super::tls::{self, Identified};
 use crate::audit;
 use crate::clock::now_ms;
-use crate::limits::Line;
+use crate::line::{Line, Turn};
 
 /// Handshakes in progress. Each costs the CPU of one signature and may idle until its deadline.
 const HANDSHAKES: usize = 256;
 /// Connections without a certificate: each one is an enrollment, done in milliseconds.
 const ANONYMOUS: usize = 256;
 /// Those that wait for their turn: a whole company that starts at once is served in order. Each costs its TLS state.
-const ANONYMOUS_WAITING: usize = 4096;
-/// How long they wait: a proxy gives its answer ten seconds from here.
-const ANONYMOUS_PATIENCE: Duration = Duration::from_secs(9);
+const ANONYMOUS_WAITING: usize = 16 * 1024;
+/// How long they wait: a proxy waits for twenty seconds from here, and the answer takes a while, too.
+const ANONYMOUS_PATIENCE: Duration = Duration::from_secs(17);
+/// Those for whom the line was too long, while they are told to come again.
+const SENT_AWAY: usize = 512;
+/// How long telling them may take.
+const LAST_WORD: Duration = Duration::from_secs(2);
 /// Connections of workloads: a proxy holds one or two.
 const WORKLOADS: usize = 16 * 1024;
 /// How long a handshake may take.
@@ -56,9 +60,16 @@ const MAX_HEADERS: u32 = 16 * 1024;
 /// Close to every connection's last words on a stop.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// What a connection holds as long as it lives.
+enum Place<'a> {
+    Workload(#[expect(dead_code, reason = "held, not read")] SemaphorePermit<'a>),
+    Anonymous(#[expect(dead_code, reason = "held, not read")] Turn<'a>),
+}
+
 struct Limits {
     handshakes: Arc<Semaphore>,
     anonymous: Line,
+    sent_away: Semaphore,
     workloads: Semaphore,
 }
 
@@ -72,7 +83,8 @@ pub async fn serve(
     let acceptor = TlsAcceptor::from(config);
     let limits = Arc::new(Limits {
         handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
-        anonymous: Line::new(ANONYMOUS, ANONYMOUS_WAITING, ANONYMOUS_PATIENCE),
+        anonymous: Line::new(ANONYMOUS, ANONYMOUS_WAITING, plane.metrics.line("anonymous")),
+        sent_away: Semaphore::new(SENT_AWAY),
         workloads: Semaphore::new(WORKLOADS),
     });
     let tasks = TaskTracker::new();
@@ -158,15 +170,19 @@ async fn connection(
     limits: &Limits,
     shutdown: CancellationToken,
 ) {
-    let permit = match caller.peer {
-        Some(_) => limits.workloads.try_acquire().ok(),
-        None => limits.anonymous.turn().await,
+    let (place, busy) = match caller.peer {
+        Some(_) => (limits.workloads.try_acquire().ok().map(Place::Workload), None),
+        None => match limits.anonymous.turn(None, ANONYMOUS_PATIENCE).await {
+            Ok(turn) => (Some(Place::Anonymous(turn)), None),
+            Err(busy) => (limits.sent_away.try_acquire().ok().map(Place::Workload), Some(busy)),
+        },
     };
-    let Some(_permit) = permit else {
+    if place.is_none() || busy.is_some() {
         plane.metrics.refused("connect", Reason::Overload.as_str());
-        return;
-    };
+    }
+    let Some(_place) = place else { return };
     let life = match &caller.peer {
+        _ if busy.is_some() => LAST_WORD,
         // Late: it has come for one call.
         Some(peer) if peer.not_after * 1000 < now_ms() => ANONYMOUS_TIMEOUT,
         Some(peer) => {
@@ -179,7 +195,12 @@ async fn connection(
         .max_decoding_message_size(MAX_REQUEST);
     let service = service_fn(move |request: Request<Incoming>| {
         let (control, caller, plane) = (control.clone(), caller.clone(), Arc::clone(&plane));
-        async move { Ok::<_, std::convert::Infallible>(call(control, caller, &plane, request).await) }
+        async move {
+            Ok::<_, std::convert::Infallible>(match busy {
+                None => call(control, caller, &plane, request).await,
+                Some(busy) => come_again(&busy, "too many callers without a certificate").into_http(),
+            })
+        }
     });
     let served = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())

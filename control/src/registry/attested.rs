@@ -45,7 +45,7 @@ impl Registry {
             ended_at: None,
         };
         let actor = attempt.remote.to_string();
-        let _turn = self.line.turn().await.ok_or(Refusal::Busy)?;
+        let _turn = self.turn(&key, attempt.patience).await?;
         let mut change = self.store.change_rows().await?;
         let subject = change.subject(&lineage.spiffe_id, now_ms()).await?;
         if subject.is_banned {

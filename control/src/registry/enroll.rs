@@ -2,6 +2,7 @@
 //! token; [`super::attested`] has the other kinds.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use postern_config::enroll::{EXPORTER_LEN, NONCE_LEN, proof_message};
 
@@ -29,6 +30,8 @@ pub struct Attempt<'a> {
     pub proof: &'a [u8],
     /// Wanted lifetime, milliseconds; 0 for the default.
     pub ttl_ms: u64,
+    /// How long the caller waits in line.
+    pub patience: Duration,
     /// What the proxy calls itself.
     pub instance: &'a str,
     /// This connection's exporter.
@@ -108,7 +111,7 @@ impl Registry {
             next_serial: None,
             ended_at: None,
         };
-        let _turn = self.line.turn().await.ok_or(Refusal::Busy)?;
+        let _turn = self.turn(&key, attempt.patience).await?;
         let mut change = self.store.change_rows().await?;
         let subject = change.subject(&lineage.spiffe_id, now_ms()).await?;
         if subject.is_banned {

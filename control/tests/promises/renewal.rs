@@ -1,6 +1,9 @@
 //! Renewal: idempotent by key, two-phase, and a superseded certificate is a thief's until proven otherwise.
 
+use std::time::Duration;
+
 use postern_config::wire::v1;
+use prost::Message as _;
 use tonic::Code;
 
 use crate::harness::{Connection, Control, Keys, Svid, enrolled};
@@ -83,4 +86,46 @@ async fn a_renewal_outlives_the_issuing_ca_and_a_restart() {
     let control = control.restart();
     assert_eq!(control.json(&["status"])["issuing"]["key_id"], after);
     renew(&mut Connection::to(&control, &join, Some(&renewed)).await, &Keys::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_finds_a_long_line_is_told_when_to_come_and_operators_see_the_line() {
+    let control = Control::start();
+    let (join, svid) = enrolled(&control, "/a", &[]).await;
+    let connection = Connection::to(&control, &join, Some(&svid)).await;
+    let mut told = None;
+    for _round in 0..20 {
+        let calls = (0..60).map(|_| {
+            let mut client = connection.client.clone();
+            let mut request =
+                tonic::Request::new(v1::RenewRequest { csr: Keys::new().csr, ..v1::RenewRequest::default() });
+            // All of it goes into the answer: nothing is left for waiting in line.
+            request.set_timeout(Duration::from_secs(1));
+            tokio::spawn(async move { client.renew(request).await })
+        });
+        for call in calls.collect::<Vec<_>>() {
+            if let Err(status) = call.await.unwrap() {
+                assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+                told = told.or_else(|| {
+                    v1::ComeAgain::decode(status.details()).ok().filter(|t| t.retry_after_ms > 0)
+                });
+            }
+        }
+        if told.is_some() {
+            break;
+        }
+    }
+    let told = told.expect("sixty at once do not find thirty-two places");
+    assert!((200..=30_000).contains(&told.retry_after_ms), "{told:?}");
+    let (_, metrics) = control.probe("/metrics").await;
+    let value = |name: &str| {
+        let line =
+            metrics.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{name}: {metrics}"));
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert!(value(r#"postern_control_line_refused_total{line="issuing",reason="slow"}"#) >= 1.0);
+    assert!(value(r#"postern_control_line_served_total{line="issuing"}"#) >= 2.0);
+    assert_eq!(value(r#"postern_control_line_waiting{line="issuing"}"#), 0.0);
+    assert_eq!(value(r#"postern_control_line_in_flight{line="issuing"}"#), 0.0);
+    assert!(value(r#"postern_control_line_wait_seconds_count{line="issuing"}"#) >= 2.0);
 }

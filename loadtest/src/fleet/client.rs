@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Plan;
 use super::ledger::{Event, Ledger, held};
-use super::schedule::{renew_after, retry_after};
+use super::schedule::{come_again, renew_after, retry_after};
 use super::trust::{Credentials, Expected, Trust};
 use super::wire::{Connection, Enrolled, Fault, NewKey, Session, message};
 
@@ -133,7 +133,7 @@ impl Client {
                             if !first_push_due {
                                 (trying_since, first_push_due) = (Instant::now(), true);
                             }
-                            retry_at = Instant::now() + self.pause(Some(identity.life), &mut failures);
+                            retry_at = Instant::now() + self.pause(Some(identity.life), &fault, &mut failures);
                         }
                     }
                 }
@@ -150,10 +150,10 @@ impl Client {
                             self.failed("renewal", &fault);
                             self.ledger.note(match fault {
                                 Fault::Refused(_) => Event::RenewalRefused,
-                                Fault::Away(_) => Event::RenewalTriedAgain,
+                                Fault::Away(_) | Fault::Busy(..) => Event::RenewalTriedAgain,
                             });
                             session = Some(open);
-                            retry_at = Instant::now() + self.pause(Some(identity.life), &mut failures);
+                            retry_at = Instant::now() + self.pause(Some(identity.life), &fault, &mut failures);
                         }
                     }
                 }
@@ -163,7 +163,7 @@ impl Client {
                         Err(fault) => {
                             self.failed("connection", &fault);
                             self.ledger.note(Event::SessionTriedAgain);
-                            retry_at = Instant::now() + self.pause(Some(identity.life), &mut failures);
+                            retry_at = Instant::now() + self.pause(Some(identity.life), &fault, &mut failures);
                         }
                     }
                 }
@@ -188,6 +188,7 @@ impl Client {
                         credentials: Arc::new(Credentials {
                             chain: Vec::new(),
                             key: credentials.key.clone_key(),
+                            window: None,
                         }),
                         trust_domain: join.trust_domain.clone(),
                         trust: Trust::default(),
@@ -213,7 +214,7 @@ impl Client {
                 Err(fault) => {
                     self.failed("enrollment", &fault);
                     self.ledger.note(Event::EnrollmentTriedAgain);
-                    sleep(self.pause(None, &mut failures)).await;
+                    sleep(self.pause(None, &fault, &mut failures)).await;
                 }
             }
         }
@@ -263,7 +264,7 @@ impl Client {
         self.ledger.issued(&serial, spkis.first().map_or(&[], |s| s.as_slice()));
         let left = u64::try_from(not_after.saturating_sub(now())).unwrap_or(0);
         identity.life = Duration::from_secs(left);
-        identity.renew_at = Instant::now() + renew_after(identity.life, rand::random());
+        identity.renew_at = Instant::now() + renew_after(identity.life, credentials.window, rand::random());
         (identity.not_after, identity.ended) = (not_after, false);
         identity.credentials = Arc::new(credentials);
         *held(&self.seat.own) = Some(Arc::clone(&identity.credentials));
@@ -353,6 +354,8 @@ impl Client {
                 self.place += 1;
                 held(&self.seat.view).refused.clone_from(why);
             }
+            // It stands in that one's line.
+            Fault::Busy(why, _) => held(&self.seat.view).refused.clone_from(why),
             Fault::Refused(why) => {
                 self.ledger.fault(self.number, &format!("{what} refused"), why);
                 held(&self.seat.view).refused.clone_from(why);
@@ -360,8 +363,11 @@ impl Client {
         }
     }
 
-    fn pause(&self, life: Option<Duration>, failures: &mut u32) -> Duration {
-        let pause = retry_after(life, *failures, rand::random());
+    fn pause(&self, life: Option<Duration>, fault: &Fault, failures: &mut u32) -> Duration {
+        let pause = match fault {
+            Fault::Busy(_, hint) => come_again(life, *hint, rand::random()),
+            _ => retry_after(life, *failures, rand::random()),
+        };
         *failures = failures.saturating_add(1);
         pause
     }

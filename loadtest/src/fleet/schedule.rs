@@ -11,9 +11,27 @@ const PAUSES_PER_LIFE: u32 = 20;
 /// The longest pause of a client that has no certificate yet.
 const BEFORE_THE_FIRST: Duration = Duration::from_secs(2);
 
-/// How long after receipt a certificate with so much life left is renewed; `random` lies in 0..1.
-pub(super) fn renew_after(life: Duration, random: f64) -> Duration {
-    life.mul_f64(WINDOW.0 + (WINDOW.1 - WINDOW.0) * random.clamp(0.0, 1.0))
+/// The longest pause that a control plane may ask for.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+
+/// How long after receipt a certificate with so much life left is renewed: in the control plane's window, cut to what is safe, where it
+/// gave one that makes sense; `random` lies in 0..1.
+pub(super) fn renew_after(life: Duration, window: Option<(Duration, Duration)>, random: f64) -> Duration {
+    let (earliest, latest) = (life.mul_f64(WINDOW.0), life.mul_f64(WINDOW.1));
+    let (from, until) = match window {
+        Some((from, until)) if from <= until && until <= life => {
+            (from.clamp(earliest, latest), until.clamp(earliest, latest))
+        }
+        _ => (earliest, latest),
+    };
+    from + (until - from).mul_f64(random.clamp(0.0, 1.0))
+}
+
+/// The pause before coming again to a control plane that said when: within what a certificate of this life can spare, and up to a tenth
+/// longer.
+pub(super) fn come_again(life: Option<Duration>, hint: Duration, random: f64) -> Duration {
+    let spare = life.map_or(LONGEST_WAIT, |l| (l / PAUSES_PER_LIFE).clamp(PAUSES.0, PAUSES.1) * 2);
+    hint.clamp(PAUSES.0, spare.min(LONGEST_WAIT)).mul_f64(1.0 + random.clamp(0.0, 1.0) / 10.0)
 }
 
 /// The pause after the `failures`-th failure in a row: it doubles three times, and up to half of it is taken away.
@@ -30,8 +48,17 @@ mod tests {
     #[test]
     fn renewals_stay_in_their_window_and_pauses_in_their_bounds() {
         let life = Duration::from_secs(100);
-        assert_eq!(renew_after(life, 0.0), Duration::from_secs(40));
-        assert_eq!(renew_after(life, 1.0), Duration::from_secs(50));
+        let seconds = Duration::from_secs;
+        assert_eq!(renew_after(life, None, 0.0), seconds(40));
+        assert_eq!(renew_after(life, None, 1.0), seconds(50));
+        assert_eq!(renew_after(life, Some((seconds(43), seconds(44))), 0.0), seconds(43));
+        assert_eq!(renew_after(life, Some((seconds(43), seconds(44))), 1.0), seconds(44));
+        for hostile in [(0, 0), (0, 1), (90, 100), (44, 43), (0, 1000)] {
+            let renew = renew_after(life, Some((seconds(hostile.0), seconds(hostile.1))), 0.5);
+            assert!(renew >= seconds(40) && renew <= seconds(50), "{hostile:?}: {renew:?}");
+        }
+        assert_eq!(come_again(None, seconds(7), 0.0), seconds(7));
+        assert_eq!(come_again(Some(life), Duration::MAX, 0.0), seconds(10), "no longer than it can spare");
         for failures in 0..40 {
             for random in [0.0, 0.5, 1.0] {
                 for life in [None, Some(Duration::from_millis(1)), Some(life), Some(life * 10_000)] {

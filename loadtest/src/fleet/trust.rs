@@ -1,6 +1,7 @@
 //! Whom a light client believes: before enrollment the pinned root's control plane, afterwards the one of its bundle.
 
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use postern_config::bundle::{BundleSet, TrustBundle};
 use postern_config::enroll::Pin;
@@ -64,6 +65,8 @@ impl Trust {
 pub(super) struct Credentials {
     pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) key: PrivatePkcs8KeyDer<'static>,
+    /// When the control plane wants it renewed, counted from its receipt.
+    pub(super) window: Option<(Duration, Duration)>,
 }
 
 /// The TLS settings of one connection.

@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use postern_config::enroll::{EXPORTER_LABEL, EXPORTER_LEN, JoinString, proof_message};
 use postern_config::wire::v1::watch_request::Message;
 use postern_config::wire::{self, v1};
+use prost::Message as _;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, SigningKey as _};
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
@@ -36,6 +37,8 @@ use generated::control_client::ControlClient;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For one answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the answer to an enrollment.
+const ENROLL_TIMEOUT: Duration = Duration::from_secs(20);
 /// A silent connection is asked for a sign of life this often, and given up after as long again.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Messages to the control plane that may wait.
@@ -46,6 +49,8 @@ const QUEUE: usize = 16;
 pub(super) enum Fault {
     /// Not reached, broken off, or asked to come again: worth another try.
     Away(String),
+    /// It has too many callers: the turn of this one comes in a while.
+    Busy(String, Duration),
     /// It answered, and refused.
     Refused(String),
 }
@@ -57,7 +62,12 @@ impl From<tonic::Status> for Fault {
             | Code::Unauthenticated
             | Code::InvalidArgument
             | Code::FailedPrecondition => Self::Refused(status.message().to_owned()),
-            code => Self::Away(format!("{code}: {}", status.message())),
+            code => match v1::ComeAgain::decode(status.details()) {
+                Ok(v1::ComeAgain { retry_after_ms }) if retry_after_ms > 0 => {
+                    Self::Busy(status.message().to_owned(), Duration::from_millis(retry_after_ms))
+                }
+                _ => Self::Away(format!("{code}: {}", status.message())),
+            },
         }
     }
 }
@@ -83,8 +93,11 @@ impl NewKey {
     }
 
     fn with_chain(&self, svid: Option<v1::Svid>) -> Credentials {
-        let chain = svid.unwrap_or_default().chain.into_iter().map(CertificateDer::from).collect();
-        Credentials { chain, key: self.key.serialize_der().into() }
+        let svid = svid.unwrap_or_default();
+        let (after, by) = (svid.renew_after_ms, svid.renew_by_ms);
+        let chain = svid.chain.into_iter().map(CertificateDer::from).collect();
+        let window = (by > 0).then(|| (Duration::from_millis(after), Duration::from_millis(by)));
+        Credentials { chain, key: self.key.serialize_der().into(), window }
     }
 }
 
@@ -156,7 +169,7 @@ impl Connection {
             request.ttl_ms = millis(ttl);
             request.instance = instance;
         });
-        let answer = call(self.client.enroll(request)).await?;
+        let answer = call(ENROLL_TIMEOUT, self.client.enroll(patient(request, ENROLL_TIMEOUT))).await?;
         let bundle = answer.bundle.ok_or_else(|| Fault::Away("an answer without a bundle".to_owned()))?;
         Ok(Enrolled { credentials: key.with_chain(answer.svid), bundle })
     }
@@ -167,7 +180,7 @@ impl Connection {
             request.csr.clone_from(&key.csr);
             request.ttl_ms = millis(ttl);
         });
-        let answer = call(self.client.renew(request)).await?;
+        let answer = call(CALL_TIMEOUT, self.client.renew(patient(request, CALL_TIMEOUT))).await?;
         Ok(key.with_chain(answer.svid))
     }
 
@@ -177,7 +190,7 @@ impl Connection {
         for message in [Message::Hello(hello), Message::Announce(v1::Announce::default())] {
             let _ = requests.send(v1::WatchRequest { message: Some(message) }).await;
         }
-        let pushes = call(self.client.watch(ReceiverStream::new(queue))).await?;
+        let pushes = call(CALL_TIMEOUT, self.client.watch(ReceiverStream::new(queue))).await?;
         Ok(Session { connection: self, requests, pushes })
     }
 }
@@ -222,10 +235,18 @@ fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A request that says how long its answer is waited for.
+fn patient<T>(message: T, patience: Duration) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(patience);
+    request
+}
+
 async fn call<T>(
+    patience: Duration,
     answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, Fault> {
-    match timeout(CALL_TIMEOUT, answer).await {
+    match timeout(patience, answer).await {
         Ok(answer) => Ok(answer?.into_inner()),
         Err(_) => Err(Fault::Away("no answer in time".to_owned())),
     }

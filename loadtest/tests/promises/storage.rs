@@ -261,9 +261,9 @@ fn a_slow_disk_does_not_cost_a_real_proxy_its_token() {
     let mut mesh = mesh;
     let options = mesh.options("web").unwrap().outbound("shop");
     let dir = mesh.dir().to_owned();
-    let fault = Fault::inject(&mut mesh.control, &dir, SYNCS, "delay_exit=12000000", 1, false);
+    let fault = Fault::inject(&mut mesh.control, &dir, SYNCS, "delay_exit=22000000", 1, false);
     let mut web = mesh.launch(options).unwrap();
-    web.wait_until_ready(Duration::from_secs(40)).unwrap();
+    web.wait_until_ready(Duration::from_secs(60)).unwrap();
     let trace = fault.end(&dir);
     assert!(trace.contains("DELAYED"), "{trace}");
 }

@@ -140,8 +140,11 @@ async fn enroll(
             Err(error @ ControlError::NotTrusted(_)) => {
                 return Err(IdentityError::Unusable(error.to_string()));
             }
-            Err(why @ (ControlError::Away(_) | ControlError::Silent)) => {
-                let pause = patience.retry_after(failures, rand::random());
+            Err(why @ (ControlError::Away(_) | ControlError::Silent | ControlError::Busy { .. })) => {
+                let pause = match why.retry_after() {
+                    Some(hint) => patience.come_again(hint, rand::random()),
+                    None => patience.retry_after(failures, rand::random()),
+                };
                 failures += 1;
                 tracing::warn!(%why, %address, retry_ms = pause.as_millis() as u64, "waiting for the control plane");
                 tokio::time::sleep(pause).await;
@@ -161,6 +164,7 @@ async fn attested(
     let mut failures = 0;
     loop {
         let ticket = Ticket::attested(&setup.config.control).ok_or(IdentityError::NothingToBeginWith)?;
+        let mut hint = None;
         let (why, pause) = match ticket {
             Err(why) => (why, &patience),
             Ok(ticket) => {
@@ -173,11 +177,17 @@ async fn attested(
                         return Err(IdentityError::Unusable(error.to_string()));
                     }
                     Err(ControlError::Refused(why)) => (why, &reluctance),
-                    Err(why @ (ControlError::Away(_) | ControlError::Silent)) => (why.to_string(), &patience),
+                    Err(why @ (ControlError::Away(_) | ControlError::Silent | ControlError::Busy { .. })) => {
+                        hint = why.retry_after();
+                        (why.to_string(), &patience)
+                    }
                 }
             }
         };
-        let pause = pause.retry_after(failures, rand::random());
+        let pause = match hint {
+            Some(hint) => pause.come_again(hint, rand::random()),
+            None => pause.retry_after(failures, rand::random()),
+        };
         failures += 1;
         tracing::warn!(%why, %address, retry_ms = pause.as_millis() as u64, "not enrolled yet");
         tokio::time::sleep(pause).await;

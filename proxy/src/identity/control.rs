@@ -7,6 +7,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use postern_config::enroll::proof_message;
 use postern_config::wire::{self, v1};
+use prost::Message as _;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -30,6 +31,8 @@ use generated::control_client::ControlClient;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For one answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// For the answer to an enrollment: everybody at once is served in order, and whoever comes anew is the last.
+const ENROLL_TIMEOUT: Duration = Duration::from_secs(20);
 /// A silent connection is asked for a sign of life this often, and given up after as long again.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// For an orderly end of the stream: a process that ends is not held up by a control plane that does not listen.
@@ -45,6 +48,14 @@ pub enum ControlError {
     /// It cannot be reached, or broke off: worth trying again.
     #[error("{0}")]
     Away(String),
+    /// It has too many callers, and says when the turn of this one comes.
+    #[error("{why}")]
+    Busy {
+        /// What it said.
+        why: String,
+        /// When to come again.
+        retry_after: Duration,
+    },
     /// It did not answer in time: this connection is not waited on again, another one may do better.
     #[error("no answer in time")]
     Silent,
@@ -65,6 +76,14 @@ impl ControlError {
     pub fn leaves_the_stream(&self) -> bool {
         !matches!(self, Self::Silent)
     }
+
+    /// When the control plane expects this caller again, if it said so.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Busy { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
+    }
 }
 
 impl From<tonic::Status> for ControlError {
@@ -74,6 +93,13 @@ impl From<tonic::Status> for ControlError {
             | Code::Unauthenticated
             | Code::InvalidArgument
             | Code::FailedPrecondition => Self::Refused(status.message().to_owned()),
+            Code::ResourceExhausted => match v1::ComeAgain::decode(status.details()) {
+                Ok(v1::ComeAgain { retry_after_ms }) if retry_after_ms > 0 => Self::Busy {
+                    why: status.message().to_owned(),
+                    retry_after: Duration::from_millis(retry_after_ms),
+                },
+                _ => Self::Away(format!("{}: {}", status.code(), status.message())),
+            },
             _ => Self::Away(format!("{}: {}", status.code(), status.message())),
         }
     }
@@ -132,7 +158,7 @@ pub(super) async fn enroll(
         ..v1::EnrollRequest::default()
     };
     ticket.credential.fill(&mut message);
-    let answer = call(client.enroll(message)).await?;
+    let answer = call(ENROLL_TIMEOUT, client.enroll(patient(message, ENROLL_TIMEOUT))).await?;
     let missing =
         || ControlError::Local("the control plane's answer holds no certificate or bundle".to_owned());
     Ok(Enrollment {
@@ -156,7 +182,8 @@ impl Connection {
 
     /// Asks for the next certificate.
     pub async fn renew(&mut self, csr: Vec<u8>, ttl_ms: u64) -> Result<v1::RenewResponse, ControlError> {
-        call(self.0.renew(v1::RenewRequest { csr, ttl_ms })).await
+        let request = patient(v1::RenewRequest { csr, ttl_ms }, CALL_TIMEOUT);
+        call(CALL_TIMEOUT, self.0.renew(request)).await
     }
 }
 
@@ -181,7 +208,7 @@ impl Session {
         {
             send(&requests, message).await;
         }
-        let pushes = call(connection.0.watch(ReceiverStream::new(queue))).await?;
+        let pushes = call(CALL_TIMEOUT, connection.0.watch(ReceiverStream::new(queue))).await?;
         Ok(Self { connection, requests, pushes })
     }
 
@@ -226,10 +253,18 @@ async fn send(requests: &mpsc::Sender<v1::WatchRequest>, message: v1::watch_requ
     let _ = requests.send(v1::WatchRequest { message: Some(message) }).await;
 }
 
+/// A request that says how long its answer is waited for, so that its place in line is worth something.
+fn patient<T>(message: T, patience: Duration) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(patience);
+    request
+}
+
 async fn call<T>(
+    patience: Duration,
     answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, ControlError> {
-    match timeout(CALL_TIMEOUT, answer).await {
+    match timeout(patience, answer).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
         Ok(Err(status)) => Err(status.into()),
         Err(_) => Err(ControlError::Silent),

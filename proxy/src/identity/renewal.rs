@@ -9,6 +9,8 @@ const LATEST: f64 = 0.50;
 /// The shortest and longest pause between tries. The longest also bounds how late a control plane that came back is found.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// The longest pause that a control plane may ask for: one with a long line, or one that lies.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// A certificate's life holds at least this many pauses, so that an outage of nearly half of it leaves several tries.
 const PAUSES_PER_LIFE: u32 = 20;
 
@@ -17,6 +19,8 @@ const PAUSES_PER_LIFE: u32 = 20;
 pub struct Schedule {
     renew_at_ms: i64,
     longest_pause: Duration,
+    /// The longest pause that the control plane may ask for.
+    longest_wait: Duration,
 }
 
 impl Schedule {
@@ -32,14 +36,13 @@ impl Schedule {
         let life = Duration::from_millis(life_ms.unsigned_abs());
         let (earliest, latest) = window.map_or((EARLIEST, LATEST), |window| within(window, life));
         let share = earliest + (latest - earliest) * random;
-        Self {
-            renew_at_ms: received_ms + (life_ms as f64 * share) as i64,
-            longest_pause: if life.is_zero() {
-                Duration::from_secs(2)
-            } else {
-                (life / PAUSES_PER_LIFE).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
-            },
-        }
+        let longest_pause = (life / PAUSES_PER_LIFE).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+        let (longest_pause, longest_wait) = match life.is_zero() {
+            // Nothing to lose yet but time.
+            true => (Duration::from_secs(2), LONGEST_WAIT),
+            false => (longest_pause, (longest_pause * 2).min(LONGEST_WAIT)),
+        };
+        Self { renew_at_ms: received_ms + (life_ms as f64 * share) as i64, longest_pause, longest_wait }
     }
 
     /// The same, due since ever: the clock that it was counted by has proven wrong.
@@ -61,6 +64,12 @@ impl Schedule {
     /// How long until renewal is due; zero once it is.
     pub fn wait(&self, now_ms: i64) -> Duration {
         Duration::from_millis(u64::try_from(self.renew_at_ms.saturating_sub(now_ms)).unwrap_or(0))
+    }
+
+    /// The pause before coming again to a control plane that said when: no shorter than any other pause, no longer than this certificate
+    /// can spare. `random` lies in 0..1 and adds up to a tenth.
+    pub fn come_again(&self, hint: Duration, random: f64) -> Duration {
+        hint.clamp(SHORTEST_PAUSE, self.longest_wait).mul_f64(1.0 + random.clamp(0.0, 1.0) / 10.0)
     }
 
     /// The pause after the `failures`-th failure in a row; it doubles up to the longest. `random` lies in 0..1 and takes up
@@ -127,6 +136,23 @@ mod tests {
                 failures += 1;
             }
             assert!(at < life_s * 0.97, "life {life_s}: renewed only at {at}");
+        }
+    }
+
+    #[test]
+    fn a_control_plane_with_a_long_line_is_believed_within_bounds() {
+        let seconds = Duration::from_secs_f64;
+        let first = Schedule::new(0, 0, None, 0.0);
+        assert_eq!(first.come_again(seconds(7.0), 0.0), seconds(7.0));
+        for life_s in [0.0, 1.0, 10.0, 300.0, 86_400.0] {
+            let schedule = Schedule::new(0, (life_s * 1000.0) as i64, None, 0.0);
+            for hint in [Duration::ZERO, seconds(1.0), seconds(29.0), Duration::MAX] {
+                for random in [0.0, 1.0] {
+                    let pause = schedule.come_again(hint, random);
+                    assert!(pause >= SHORTEST_PAUSE && pause <= LONGEST_WAIT.mul_f64(1.1));
+                    assert!(life_s == 0.0 || pause <= seconds(life_s * 0.25), "{life_s}: {pause:?}");
+                }
+            }
         }
     }
 
