@@ -166,6 +166,21 @@ pub struct Worker {
 }
 
 impl Worker {
+    fn new(shared: Shared) -> Self {
+        let balance = RefCell::new(Balance::new(shared.http.outlier));
+        Self {
+            shared,
+            open: Registry::default(),
+            requests: Registry::default(),
+            upstreams: Registry::default(),
+            pool: Pool::default(),
+            balance,
+            turns: Turns::default(),
+            budgets: RefCell::default(),
+            started: Instant::now(),
+        }
+    }
+
     /// Names the peer of an open connection, then asks about it once more. Its certificate was verified when it came, and
     /// how long the handshake went on from there was the peer's choice: what was pushed meanwhile has passed it by.
     pub fn prove(&self, open: &Open, subject: &Rc<Subject>) -> Result<(), Failure> {
@@ -231,20 +246,8 @@ pub fn start(
     let load = Arc::clone(&handle.load);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let thread = std::thread::Builder::new().name(format!("postern-worker-{index}")).spawn(move || {
-        let started = Instant::now();
-        let balance = RefCell::new(Balance::new(shared.http.outlier));
-        let worker = Worker {
-            shared,
-            open: Registry::default(),
-            requests: Registry::default(),
-            upstreams: Registry::default(),
-            pool: Pool::default(),
-            balance,
-            turns: Turns::default(),
-            budgets: RefCell::default(),
-            started,
-        };
-        LocalSet::new().block_on(&runtime, run(Rc::new(worker), queue, questions, load, kill));
+        let worker = Rc::new(Worker::new(shared));
+        LocalSet::new().block_on(&runtime, run(worker, queue, questions, load, kill));
     })?;
     Ok((handle, thread))
 }

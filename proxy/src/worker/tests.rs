@@ -81,8 +81,8 @@ fn rig() -> Rig {
 }
 
 impl Rig {
-    /// Hands the worker a connection; returns its client's end.
-    fn connect(&self, route: Route) -> TcpStream {
+    /// A connection for a worker, and its client's end.
+    fn job(route: Route) -> (Job, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -92,7 +92,13 @@ impl Rig {
         let free = connections.free(route.direction());
         let connection = tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(free);
         let accepted = Instant::now();
-        self.handle.send(Job { tcp, source, route: Arc::new(route), accepted, connection, handshake: None });
+        (Job { tcp, source, route: Arc::new(route), accepted, connection, handshake: None }, client)
+    }
+
+    /// Hands the worker a connection; returns its client's end.
+    fn connect(&self, route: Route) -> TcpStream {
+        let (job, client) = Self::job(route);
+        self.handle.send(job);
         client
     }
 
@@ -112,6 +118,32 @@ fn inbound(app: &TcpListener) -> Route {
         postern_config::file::proxy::Protocol::Tcp,
         &Default::default(),
     ))
+}
+
+/// A connection holds its future for as long as it lives: what is large and brief is boxed.
+#[test]
+fn the_future_of_a_connection_is_small() {
+    let rig = rig();
+    let worker = Rc::new(Worker::new(rig.shared.clone()));
+    let open = worker.open.enter(None);
+    let app = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (job, _client) = Rig::job(inbound(&app));
+    let route = Arc::clone(&job.route);
+    let Route::Inbound(app) = &*route else { unreachable!() };
+    let size = size_of_val(&crate::inbound::serve(&worker, &open, job, app));
+    assert!(size <= 3584, "an inbound connection takes {size} bytes");
+    let exit = Exit {
+        to: Destination::Service("nobody".into()),
+        protocol: postern_config::file::proxy::Protocol::Tcp,
+        rate: None,
+    };
+    let (job, _client) = Rig::job(Route::Outbound(exit));
+    let route = Arc::clone(&job.route);
+    let Route::Outbound(exit) = &*route else { unreachable!() };
+    let size = size_of_val(&crate::outbound::serve(&worker, &open, job, exit));
+    assert!(size <= 2560, "an outbound connection takes {size} bytes");
+    drop(open);
+    rig.end();
 }
 
 /// A certificate is verified when it comes, and the peer alone decides when it ends the handshake.
