@@ -40,6 +40,8 @@ pub struct Telemetry {
     /// Counters and gauges.
     pub metrics: Arc<Metrics>,
     queue: mpsc::Sender<Event>,
+    /// Whether connections become spans.
+    exports: bool,
 }
 
 /// What the telemetry thread writes down.
@@ -50,10 +52,13 @@ enum Event {
 }
 
 impl Telemetry {
-    /// Counts a finished connection and hands its record on; never waits.
+    /// Counts a finished connection and hands its record on, if anybody wants it; never waits.
     pub fn finish(&self, record: Record) {
         self.metrics.finished(record.direction, record.outcome);
-        self.push(Event::Connection(Box::new(record)));
+        // Waking the thread for a record that it would throw away costs more than the asking.
+        if self.exports || record.is_logged() {
+            self.push(Event::Connection(Box::new(record)));
+        }
     }
 
     /// Hands the record of a request on; never waits.
@@ -91,7 +96,7 @@ pub fn start(metrics: Arc<Metrics>, otlp_endpoint: Option<&str>) -> std::io::Res
     let thread = std::thread::Builder::new()
         .name("postern-telemetry".to_owned())
         .spawn(move || runtime.block_on(write(records, for_thread, endpoint)))?;
-    Ok((Telemetry { metrics, queue }, Writer { thread }))
+    Ok((Telemetry { metrics, queue, exports: otlp_endpoint.is_some() }, Writer { thread }))
 }
 
 async fn write(mut events: mpsc::Receiver<Event>, metrics: Arc<Metrics>, endpoint: Option<String>) {

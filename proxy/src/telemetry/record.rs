@@ -129,6 +129,11 @@ impl Record {
         }
     }
 
+    /// Whether its log line would be written at the level in force.
+    pub(super) fn is_logged(&self) -> bool {
+        tracing::enabled!(target: "connection", tracing::Level::INFO)
+    }
+
     /// Writes the one structured log event of this connection.
     pub(super) fn log(&self) {
         let handshake_us = self.handshake.map(|d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX));
