@@ -1,7 +1,7 @@
 //! A TCP program of our own, for tests and demos where no foreign one shall stand behind a sidecar.
 
 use std::collections::HashMap;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -48,6 +48,12 @@ impl App {
     pub fn http(body: &str) -> Result<Self> {
         let body = body.to_owned();
         Self::start(move |stream| answer(stream, &body))
+    }
+
+    /// Answers every HTTP request with `body`, on connections that are kept; bodies of requests are read and dropped.
+    pub fn http_kept(body: &str) -> Result<Self> {
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes();
+        Self::start(move |stream| answer_again(stream, &answer))
     }
 
     /// Sends back what it gets; half-closes when the peer does.
@@ -126,4 +132,37 @@ fn answer(mut stream: TcpStream, body: &str) -> std::io::Result<()> {
         body.len()
     )?;
     stream.shutdown(Shutdown::Write)
+}
+
+fn answer_again(mut stream: TcpStream, answer: &[u8]) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut line = String::new();
+    loop {
+        let (mut length, mut head, mut ends) = (0, 0, false);
+        loop {
+            line.clear();
+            let n = reader.read_line(&mut line)?;
+            head += n;
+            if n == 0 || head > MAX_HEAD {
+                return Ok(());
+            }
+            let Some((name, value)) = line.trim_end().split_once(':') else {
+                if line == "\r\n" {
+                    break;
+                }
+                continue;
+            };
+            match name.to_ascii_lowercase().as_str() {
+                "content-length" => length = value.trim().parse().unwrap_or(0),
+                "connection" => ends |= value.trim().eq_ignore_ascii_case("close"),
+                _ => {}
+            }
+        }
+        std::io::copy(&mut (&mut reader).take(length), &mut std::io::sink())?;
+        stream.write_all(answer)?;
+        if ends {
+            return stream.shutdown(Shutdown::Write);
+        }
+    }
 }

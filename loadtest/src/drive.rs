@@ -54,6 +54,9 @@ const SAMPLE: Duration = Duration::from_millis(100);
 /// is in the outcome.
 pub fn run(plan: &Plan, mut progress: impl FnMut(f64)) -> Result<Outcome> {
     plan.check()?;
+    if plan.scenario == scenario::Scenario::Idle {
+        return scenario::idle(plan, progress);
+    }
     let connector = Connector::new(plan)?;
     let mut meter = Meter::new(&plan.server_pids)?;
     let start = Instant::now() + LEAD;

@@ -29,6 +29,7 @@ use crate::mesh::until;
 mod admin;
 mod client;
 mod command;
+mod identity;
 mod issuance;
 mod ledger;
 mod report;
@@ -41,7 +42,10 @@ mod wire;
 pub use admin::Admin;
 pub use client::View;
 pub use command::{Command, Issuance, run, run_issuance};
+pub use identity::{Obtained, obtain};
 pub use ledger::{Kind, Tally};
+pub(crate) use report::Progress;
+pub(crate) use usage::room_for;
 
 use client::{Client, Orders, Seat};
 use ledger::{Ledger, held};

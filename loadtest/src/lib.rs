@@ -14,4 +14,6 @@ pub mod http;
 pub mod load;
 pub mod measure;
 pub mod mesh;
+pub mod report;
+pub mod run;
 pub mod scenario;

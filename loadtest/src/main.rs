@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use postern_loadtest::app::App;
 use postern_loadtest::demo::{self, Demo, Interrupt};
-use postern_loadtest::fleet;
+use postern_loadtest::{fleet, report, run};
 
 /// Runs whole meshes of real processes on this machine.
 #[derive(Debug, Parser)]
@@ -19,6 +19,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(Demo),
+    Run(Box<run::Command>),
+    Report(report::Command),
     Fleet(fleet::Command),
     Issuance(fleet::Issuance),
     /// An HTTP server that says hello, where there is no python3.
@@ -27,15 +29,17 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    let done = |is_good| if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     let (result, is_json) = match Cli::parse().command {
-        Command::Demo(demo) => (demo::run(&demo), demo.is_json()),
-        Command::Fleet(command) => (fleet::run(&command), command.is_json()),
-        Command::Issuance(command) => (fleet::run_issuance(&command), command.is_json()),
-        Command::App => (app().map(|()| true), false),
+        Command::Run(command) => (run::run(&command), command.is_json()),
+        Command::Report(command) => (report::run(&command).map(|()| done(true)), false),
+        Command::Demo(demo) => (demo::run(&demo).map(done), demo.is_json()),
+        Command::Fleet(command) => (fleet::run(&command).map(done), command.is_json()),
+        Command::Issuance(command) => (fleet::run_issuance(&command).map(done), command.is_json()),
+        Command::App => (app().map(|()| done(true)), false),
     };
     let error = match result {
-        Ok(true) => return ExitCode::SUCCESS,
-        Ok(false) => return ExitCode::FAILURE,
+        Ok(code) => return code,
         Err(error) => format!("{error:#}"),
     };
     let line = match is_json {

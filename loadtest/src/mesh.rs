@@ -58,7 +58,12 @@ impl Mesh {
 
     /// A control plane with options of its own, freshly built.
     pub fn start_with(options: ControlOptions) -> Result<Self> {
-        let (binaries, dir) = (Binaries::build()?, Directory::new()?);
+        Self::start_from(Binaries::build()?, options)
+    }
+
+    /// A control plane of programs that are there already.
+    pub fn start_from(binaries: Binaries, options: ControlOptions) -> Result<Self> {
+        let dir = Directory::new()?;
         let control = ControlPlane::start(&binaries, dir.path(), options)?;
         Ok(Self { control, binaries, dir })
     }

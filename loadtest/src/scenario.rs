@@ -11,7 +11,10 @@ use crate::drive::{Clock, Connector, Plan, Seen, play as drive};
 mod bytes;
 mod connect_request;
 mod handshake;
+mod idle;
 mod requests;
+
+pub(crate) use idle::run as idle;
 
 /// One question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -27,6 +30,8 @@ pub enum Scenario {
     Requests,
     /// Bytes there and back on connections that are kept: the peer sends back what it gets (or, over HTTP, answers)
     Bytes,
+    /// Connections that stand open and carry nothing
+    Idle,
 }
 
 impl Scenario {
@@ -61,6 +66,7 @@ impl fmt::Display for Scenario {
             Self::ConnectRequest => "connect-request",
             Self::Requests => "requests",
             Self::Bytes => "bytes",
+            Self::Idle => "idle",
         })
     }
 }
@@ -88,7 +94,8 @@ pub(crate) fn play(
     workers: usize,
 ) -> Result<Seen> {
     match plan.scenario {
-        Scenario::Handshake | Scenario::Resume => {
+        // Nothing of what stands idle is repeated; it does not come here.
+        Scenario::Handshake | Scenario::Resume | Scenario::Idle => {
             drive(plan, handshake::Handshake::new(connector), clock, number, workers)
         }
         Scenario::ConnectRequest => {

@@ -24,6 +24,9 @@ const AFTER_FAILURE: Duration = Duration::from_millis(1);
 const TOO_LATE: Duration = Duration::from_millis(1);
 const TOO_BUSY: f64 = 0.9;
 
+/// Longer than anything here lasts.
+const FOR_EVER: Duration = Duration::from_secs(1 << 30);
+
 /// What a scenario does again and again.
 pub(crate) trait Operation: 'static {
     /// What it keeps between two operations, such as a connection; thrown away after a failure.
@@ -93,6 +96,12 @@ impl Clock {
         Self { start, warm, end: warm + plan.duration }
     }
 
+    /// From now on, for as long as it takes.
+    pub(crate) fn open_ended() -> Self {
+        let now = Instant::now();
+        Self { start: now, warm: now, end: now + FOR_EVER }
+    }
+
     fn holds(&self, at: Instant) -> bool {
         self.warm <= at && at < self.end
     }
@@ -100,7 +109,7 @@ impl Clock {
 
 /// What one thread, or all of them, saw.
 pub(crate) struct Seen {
-    pub(super) completed: Tally,
+    pub(crate) completed: Tally,
     due: u64,
     failures: BTreeMap<Reason, u64>,
     examples: BTreeMap<Reason, String>,
@@ -108,11 +117,11 @@ pub(crate) struct Seen {
     late: Histogram,
     width: Duration,
     buckets: Vec<Bucket>,
-    negotiated: Negotiated,
+    pub(crate) negotiated: Negotiated,
 }
 
 impl Seen {
-    pub(super) fn new(plan: &Plan) -> Self {
+    pub(crate) fn new(plan: &Plan) -> Self {
         let width = (plan.duration / BUCKETS).max(SHORTEST_BUCKET);
         let count = plan.duration.as_nanos().div_ceil(width.as_nanos()) as u64;
         let millis = |time: Duration| time.as_millis() as u64;
@@ -134,7 +143,13 @@ impl Seen {
         }
     }
 
-    fn record(&mut self, clock: Clock, intended: Instant, ended: Instant, result: Result<Done, Failure>) {
+    pub(crate) fn record(
+        &mut self,
+        clock: Clock,
+        intended: Instant,
+        ended: Instant,
+        result: Result<Done, Failure>,
+    ) {
         if let Ok(done) = &result
             && clock.holds(ended)
         {
@@ -186,7 +201,7 @@ impl Seen {
         }
     }
 
-    pub(super) fn outcome(self, plan: &Plan, cost: Option<Cost>, rig_cpu: Duration) -> Outcome {
+    pub(crate) fn outcome(self, plan: &Plan, cost: Option<Cost>, rig_cpu: Duration) -> Outcome {
         let threads = plan.workers();
         let is_open = matches!(plan.load, Load::Open { .. });
         let late = is_open.then(|| self.late.quantile_us(0.99)).flatten();
@@ -198,6 +213,11 @@ impl Seen {
         if busy > TOO_BUSY {
             notes.push(
                 "the rig's own threads were busy all the time: the server may be faster than this".to_owned(),
+            );
+        }
+        if plan.scenario.resumes() && self.completed.resumed == 0 {
+            notes.push(
+                "nothing was resumed: the server gives no tickets, or does not take them back".to_owned(),
             );
         }
         Outcome {

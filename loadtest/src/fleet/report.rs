@@ -75,16 +75,16 @@ pub(super) fn print(
 
 /// A bar on standard error while something is awaited; nothing where that is no terminal.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     shown: bool,
 }
 
 impl Progress {
-    pub(super) fn new(quiet: bool) -> Self {
+    pub(crate) fn new(quiet: bool) -> Self {
         Self { shown: !quiet && io::stderr().is_terminal() }
     }
 
-    pub(super) fn show(self, what: &str, done: usize, all: usize) {
+    pub(crate) fn show(self, what: &str, done: usize, all: usize) {
         if !self.shown {
             return;
         }
@@ -93,7 +93,7 @@ impl Progress {
         let _ = write!(io::stderr(), "\r\x1b[?7l{what:<10} {full}{empty} {done} of {all}\x1b[K\x1b[?7h");
     }
 
-    pub(super) fn clear(self) {
+    pub(crate) fn clear(self) {
         if self.shown {
             let _ = write!(io::stderr(), "\r\x1b[K");
         }

@@ -35,7 +35,7 @@ impl Usage {
 }
 
 /// Makes room for so many connections in this process, and in those that it starts.
-pub(super) fn room_for(connections: usize) -> Result<()> {
+pub(crate) fn room_for(connections: usize) -> Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let wanted = connections as u64 + SPARE;
     ensure!(

@@ -119,6 +119,16 @@ impl Cost {
             fds_peak: usage.fds.2,
         }
     }
+
+    /// The same, where `connections` were opened between beginning and end and stand idle.
+    pub(crate) fn with_idle(mut self, connections: u64) -> Self {
+        let each = |before: u64, after: u64| {
+            (connections > 0).then(|| (after as f64 - before as f64) / connections as f64)
+        };
+        self.rss_per_idle_connection = each(self.rss_before, self.rss_after);
+        self.pss_per_idle_connection = self.pss_before.zip(self.pss_after).and_then(|(b, a)| each(b, a));
+        self
+    }
 }
 
 impl Meter {

@@ -174,8 +174,13 @@ fn every_protocol_against_nginx_with_the_cost_of_its_workers() {
         let mut plan = plan(Scenario::Requests);
         (plan.protocol, plan.streams) = (protocol, streams);
         let outcome = run(&plan);
-        assert!(outcome.succeeded > 100 && outcome.failed() == 0, "{protocol:?}: {:?}", outcome.examples);
-        assert!(outcome.handshakes < 10, "{protocol:?} keeps its connections: {}", outcome.handshakes);
+        assert!(outcome.succeeded > 10 && outcome.failed() == 0, "{protocol:?}: {:?}", outcome.examples);
+        // nginx ends a connection after a thousand requests.
+        assert!(
+            outcome.handshakes <= 8 + outcome.requests / 500,
+            "{protocol:?} keeps its connections: {}",
+            outcome.handshakes
+        );
         assert_eq!(outcome.bytes_received, outcome.requests * 10);
         let connect = run(&Plan { scenario: Scenario::ConnectRequest, ..plan });
         assert!(connect.succeeded > 0 && connect.failed() == 0, "{protocol:?}: {:?}", connect.examples);
