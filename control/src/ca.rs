@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use postern_config::file::control::ControlConfig;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use postern_config::file::control::{CanaryConfig, ControlConfig};
 use postern_config::id::TrustDomain;
 use rcgen::Issuer;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
@@ -20,6 +20,7 @@ use crate::digest::hex;
 use crate::store::{Store, StoreError};
 
 mod authorities;
+pub mod canary;
 pub mod ceremony;
 pub mod files;
 pub mod keys;
@@ -29,6 +30,7 @@ mod requests;
 pub mod revocation;
 mod root;
 pub mod rotation;
+mod trial;
 pub mod turn;
 mod upstream;
 
@@ -39,6 +41,7 @@ use places::Places;
 pub(crate) use profile::{key_id, serial, set_validity};
 use requests::Asking;
 pub use requests::install;
+pub use trial::{OnTrial, Trials};
 
 /// Why there is no CA.
 #[derive(Debug, thiserror::Error)]
@@ -140,6 +143,9 @@ pub struct Ca {
     terms: Terms,
     authorities: ArcSwap<Authorities>,
     issuing: ArcSwap<Issuing>,
+    /// The issuing CA of a rotation's canary.
+    trial: ArcSwapOption<OnTrial>,
+    canary: CanaryConfig,
 }
 
 impl Ca {
@@ -166,8 +172,8 @@ impl Ca {
         let issuing = match stored {
             Some(issuing) => issuing,
             None => {
-                let asking =
-                    Asking { places: &places, trust_domain, replica, terms: &terms, store, actor: "control" };
+                let (places, terms, actor) = (&places, &terms, "control");
+                let asking = Asking { places, trust_domain, replica, terms, store, actor, trial: None };
                 requests::obtain(&asking, waiting).await?
             }
         };
@@ -178,7 +184,10 @@ impl Ca {
             terms,
             authorities: ArcSwap::from_pointee(Authorities::load(store).await?),
             issuing: ArcSwap::from_pointee(issuing),
+            trial: ArcSwapOption::empty(),
+            canary: config.ca.rotation.canary.clone(),
         };
+        ca.keep_trial(store).await?;
         Ok(ca)
     }
 
@@ -213,35 +222,53 @@ impl Ca {
         self.terms.backdate
     }
 
-    /// Whether a new issuing CA is due at `now` (seconds since 1970): half of the life is over, or it does not come from the
-    /// root that signs now.
+    /// Whether a new issuing CA is due at `now` (seconds since 1970): half of the life is over, it does not come from the
+    /// root that signs now, or its successor has proven good. As long as one is on trial, time alone is no reason.
     pub fn is_due(&self, now: i64) -> bool {
         let issuing = self.issuing.load();
         let authorities = self.authorities.load();
-        let is_old = issuing.issuer_id != authorities.active().key_id;
-        now >= issuing.renew_at() || is_old || authorities.is_tainted(&issuing)
+        let is_old = issuing.issuer_id != authorities.active().key_id || authorities.is_superseded(&issuing);
+        let is_time = now >= issuing.renew_at() && self.trial.load().is_none();
+        is_time || is_old || authorities.is_tainted(&issuing)
+    }
+
+    /// What counts as a failure of a canary, and how it is done unless somebody asks for another way.
+    pub fn canary(&self) -> &CanaryConfig {
+        &self.canary
     }
 
     /// Lets a new issuing CA sign from now on, if this replica can have one at once; `false` if it has asked for one and waits.
     pub async fn rotate(&self, store: &Store, actor: &str) -> Result<bool, CaError> {
-        let asking = Asking {
+        let current = self.issuing.load_full();
+        let asking = self.asking(store, actor, None);
+        let Some(issuing) = requests::ask(&asking, Some(&current)).await? else { return Ok(false) };
+        self.issuing.store(Arc::new(issuing));
+        self.trial.store(None);
+        Ok(true)
+    }
+
+    fn asking<'a>(
+        &'a self,
+        store: &'a Store,
+        actor: &'a str,
+        trial: Option<&'a rotation::Rotation>,
+    ) -> Asking<'a> {
+        Asking {
             places: &self.places,
             trust_domain: &self.trust_domain,
             replica: &self.replica,
             terms: &self.terms,
             store,
             actor,
-        };
-        let current = self.issuing.load_full();
-        let Some(issuing) = requests::ask(&asking, Some(&current)).await? else { return Ok(false) };
-        self.issuing.store(Arc::new(issuing));
-        Ok(true)
+            trial,
+        }
     }
 
     /// The issuing CAs whose certificates may still be valid and whose keys are here: the one that signs now, then those of
     /// before. Without published lists nobody needs the latter, and they are not kept.
     pub fn issuers(&self, now: i64) -> Result<Vec<Arc<Issuing>>, CaError> {
         let mut all = vec![self.issuing.load_full()];
+        all.extend(self.trial.load_full().map(|trial| Arc::clone(&trial.issuing)));
         all.extend(self.places.retired(now)?.into_iter().map(Arc::new));
         Ok(all)
     }
@@ -271,7 +298,14 @@ impl Ca {
         if now < self.terms.root_due(authorities.active()) || authorities.prepared().is_some() {
             return Ok(false);
         }
-        match self.begin_rotation(store, false, false, "control").await {
+        // What was rolled back once needs somebody who looks into it before it is tried again.
+        let last = store.last_rotations().await?.into_iter().find(|r| r.kind == crate::store::Kind::Root);
+        let is_fresh =
+            |r: &rotation::Rotation| !r.reason.is_empty() && now - r.changed_at / 1000 < secs(AGAIN);
+        if last.as_ref().is_some_and(is_fresh) {
+            return Ok(false);
+        }
+        match self.begin_rotation(store, &turn::Begin::by_schedule(&self.canary), "control").await {
             Ok(_) => Ok(true),
             Err(turn::RotateError::Ca(error)) => Err(error),
             Err(_) => Ok(false),
@@ -283,6 +317,9 @@ impl Ca {
         requests::serve(&self.places, &self.trust_domain, &self.terms, store).await
     }
 }
+
+/// How long a root's rotation that was rolled back is not begun again by itself.
+const AGAIN: Duration = Duration::from_secs(24 * 3600);
 
 /// How long the trust domain's own certificates live, and how far they are backdated.
 #[derive(Debug, Clone)]

@@ -6,7 +6,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Plane;
-use crate::ca::{CaError, turn};
+use crate::ca::CaError;
+use crate::ca::rotation::{Rotation, Stage};
+use crate::ca::turn::{self, RotateError};
 use crate::clock::{millis, now_ms};
 use crate::store::{Lease, Replica};
 use crate::{ServeError, publish, replica, revoke};
@@ -52,7 +54,7 @@ pub(crate) async fn run(plane: Arc<Plane>, shutdown: CancellationToken) {
         failing = done.is_err();
         round = round.wrapping_add(1);
     }
-    if let Err(error) = plane.proxies.save(&plane.store).await {
+    if let Err(error) = plane.proxies.save(&plane.store, &plane.publisher.world().trials).await {
         tracing::error!(%error, "the last acknowledgements could not be saved");
     }
 }
@@ -87,6 +89,18 @@ pub(crate) async fn follow(plane: Arc<Plane>, shutdown: CancellationToken) {
 }
 
 impl Plane {
+    /// Begins this replica's part in a rotation's canary, or ends it, as the store wants it.
+    async fn keep_trial(&self) -> Result<(), ServeError> {
+        let _turn = self.rotating.lock().await;
+        Ok(self.ca.keep_trial(&self.store).await?)
+    }
+
+    /// Tries a new issuing CA of this replica with a share of its callers.
+    pub async fn begin_trial(&self, begin: &turn::Begin, actor: &str) -> Result<Rotation, RotateError> {
+        let _turn = self.rotating.lock().await;
+        self.ca.begin_trial(&self.store, begin, actor).await
+    }
+
     /// Lets a new issuing CA take over, and the control plane's own certificate with it. `false`: it was asked for, and the
     /// root's holder has not signed it yet.
     pub async fn rotate(&self, actor: &str) -> Result<bool, ServeError> {
@@ -100,7 +114,7 @@ impl Plane {
 }
 
 async fn keep(plane: &Plane, own: &mut Replica, round: u32) -> Result<(), ServeError> {
-    plane.proxies.save(&plane.store).await?;
+    plane.proxies.save(&plane.store, &plane.publisher.world().trials).await?;
     if !round.is_multiple_of(SECOND) {
         return Ok(());
     }
@@ -110,6 +124,8 @@ async fn keep(plane: &Plane, own: &mut Replica, round: u32) -> Result<(), ServeE
         for_all(plane, &lease, round.is_multiple_of(CLEAN_UP)).await?;
     }
     let now = now_ms() / 1000;
+    without_key(plane.keep_trial().await)?;
+    plane.publisher.catch_up().await?;
     if plane.ca.is_due(now) {
         let rotated = plane.rotate("control").await;
         if let Ok(done) = rotated {
@@ -180,10 +196,14 @@ async fn for_all(plane: &Plane, lease: &Lease, clean_up: bool) -> Result<(), Ser
         }
     }
     sweep_jwt_keys(plane, lease).await?;
-    if let Some(rotation) = plane.store.rotation().await? {
+    for rotation in plane.store.rotations().await? {
         let holding = publish::rollout(&plane.store, &plane.proxies, rotation.generation).await?;
-        let facts = turn::facts(&plane.store, &rotation, &holding).await?;
-        if turn::go_on(&plane.store, &rotation, &facts, lease).await? {
+        let facts = turn::facts(&plane.store, &rotation, &holding, plane.ca.canary()).await?;
+        if let Some(stage) = turn::go_on(&plane.store, &rotation, &facts, lease).await? {
+            plane.metrics.rotation(rotation.kind.as_str(), stage.as_str());
+            if stage == Stage::RollingBack {
+                tracing::warn!(kind = rotation.kind.as_str(), id = %rotation.id, "a new authority was withdrawn; `postern ca list` says why");
+            }
             plane.publisher.catch_up().await?;
         }
     }

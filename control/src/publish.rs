@@ -11,7 +11,7 @@ use postern_config::revocation::Revocations;
 use postern_config::wire::v1;
 use tokio::sync::{Mutex, watch};
 
-use crate::ca::{Authorities, Ca, CaError};
+use crate::ca::{Authorities, Ca, CaError, Trials};
 use crate::clock::now_ms;
 use crate::federation::{self, Delivered};
 use crate::revoke;
@@ -52,6 +52,8 @@ pub struct World {
     /// Bundles and revocations as they were if no key had been tainted: by these, and by nothing else, a workload whose CA was
     /// compromised may ask for its next certificate.
     pub before_taint: Arc<(BundleSet, Revocations)>,
+    /// Whose certificates another authority signs for now.
+    pub trials: Trials,
     revocation_message: v1::RevocationSet,
     bundle_message: v1::BundleSet,
     /// Foreign bundles, which are not among those that callers are checked by.
@@ -136,7 +138,9 @@ impl World {
     async fn load(store: &Store, ca: &Ca) -> Result<Self, PublishError> {
         let generation = store.counter("generation").await?;
         let sequence = store.counter("bundle").await?;
-        let authorities = Authorities::load(store).await?;
+        let rows = store.authorities().await?;
+        let authorities = Authorities::new(&rows)?;
+        let trials = Trials::new(store.rotations().await?, &rows);
         let own = authorities.bundle(ca.trust_domain(), sequence)?;
         let own = own.with_jwt_keys(store.jwt_keys().await?.into_iter().map(|published| published.key))?;
         let bundles: BundleSet = [own].into_iter().collect();
@@ -172,6 +176,7 @@ impl World {
             generation,
             bundles,
             revocations,
+            trials,
             before_taint: Arc::new((former, named)),
             revocation_message,
             bundle_message,
@@ -251,6 +256,7 @@ impl Sections {
             policies: changed(&self.policies, before.map(|b| &b.policies)),
             revocations: changed(&self.revocations, before.map(|b| &b.revocations)),
             services: changed(&self.services, before.map(|b| &b.services)),
+            ..v1::WatchResponse::default()
         }
     }
 }

@@ -15,7 +15,8 @@ use serde_json::json;
 
 use crate::attest::{Attestors, Fault};
 use crate::audit::Entry;
-use crate::ca::{Ca, CaError};
+use crate::ca::rotation::Stage;
+use crate::ca::{Ca, CaError, Issuing};
 use crate::clock::now_ms;
 use crate::digest::{hex, serial_hex};
 use crate::issue::csr::{Csr, CsrError, SubjectKey};
@@ -291,7 +292,7 @@ impl Registry {
         key: &SubjectKey,
         ttl_ms: u64,
     ) -> Result<(Leaf, Issued), Refusal> {
-        let issuing = self.ca.signing()?;
+        let issuing = self.issuing_for(change, lineage).await?;
         let terms = Terms::of(change, lineage, now_ms()).await?;
         let wish = Wish {
             id: &lineage.spiffe_id,
@@ -316,6 +317,18 @@ impl Registry {
         let chain = vec![certificate.leaf, certificate.issuer];
         let window = self.window(certificate_end);
         Ok((leaf, Issued { chain, repeated: false, window }))
+    }
+
+    /// The CA that signs for this lineage: the one on trial, if it is among those who go first and the trial goes on.
+    async fn issuing_for(&self, change: &mut Change, lineage: &Lineage) -> Result<Arc<Issuing>, Refusal> {
+        if let Some(trial) = self.ca.trial_for(&lineage.id) {
+            // By the store: this replica may not have heard yet that it was withdrawn.
+            let under_way = change.rotations().await?;
+            if under_way.iter().any(|r| r.id == trial.rotation.id && r.stage == Stage::Canary) {
+                return Ok(Arc::clone(&trial.issuing));
+            }
+        }
+        Ok(self.ca.signing()?)
     }
 
     /// A certificate that was issued before, for the same key.

@@ -38,6 +38,7 @@ pub use lineages::{Certificate, Lineage, LiveLineage};
 pub use mesh::{Acknowledgement, Announced};
 pub use replicas::Replica;
 pub use revocations::{Revocation, Revoked, RevokedCertificate, Standing, Subject};
+pub use rotations::CanaryReport;
 pub use tokens::Token;
 
 use engine::Engine;

@@ -38,6 +38,7 @@ pub struct Metrics {
     handshakes: Family<Handshake, Counter>,
     key_usable: Family<WhichKey, Gauge>,
     lines: Lines,
+    rotations: Family<Rotation, Counter>,
     /// Open Watch streams.
     pub streams: Gauge,
     /// The generation that is being pushed.
@@ -64,6 +65,12 @@ struct RefusedBecause {
 struct Handshake {
     result: &'static str,
     reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Rotation {
+    kind: &'static str,
+    stage: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -153,6 +160,12 @@ impl Metrics {
             "1 while the key (issuing or root) answers at its place, 0 while it does not",
             key_usable.clone(),
         );
+        let rotations = Family::<Rotation, Counter>::default();
+        registry.register(
+            "postern_control_ca_rotations",
+            "Stages that rotations of a root or an issuing CA have reached; rolling_back: a canary's handshakes failed",
+            rotations.clone(),
+        );
         let issuing_waits = Gauge::default();
         registry.register(
             "postern_control_issuing_ca_waits",
@@ -186,6 +199,7 @@ impl Metrics {
             refused,
             handshakes,
             key_usable,
+            rotations,
             issuing_waits,
             streams,
             generation,
@@ -214,6 +228,11 @@ impl Metrics {
     /// Counts one refusal.
     pub fn refused(&self, action: &'static str, reason: &'static str) {
         self.refused.get_or_create(&RefusedBecause { action, reason }).inc();
+    }
+
+    /// Counts a stage that a rotation has reached.
+    pub fn rotation(&self, kind: &'static str, stage: &'static str) {
+        self.rotations.get_or_create(&Rotation { kind, stage }).inc();
     }
 
     /// Whether a key answers at its place.

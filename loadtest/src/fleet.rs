@@ -40,7 +40,7 @@ mod usage;
 mod wire;
 
 pub use admin::Admin;
-pub use client::View;
+pub use client::{Failing, View};
 pub use command::{Command, Issuance, run, run_issuance};
 pub use identity::{Obtained, obtain};
 pub use ledger::{Kind, Tally};
@@ -164,6 +164,11 @@ impl Fleet {
     /// Takes one client off the network, or lets it come back.
     pub fn offline(&self, client: usize, away: bool) {
         self.orders[client].send_modify(|orders| orders.offline = away);
+    }
+
+    /// What one client reports of handshakes with peers from now on.
+    pub fn failing(&self, client: usize, failing: Failing) {
+        self.orders[client].send_modify(|orders| orders.failing = failing);
     }
 
     fn order(&self, change: impl Fn(&mut Orders)) {

@@ -10,20 +10,21 @@ use std::time::Duration;
 use postern_config::file::proxy::ProxyConfig;
 use postern_config::id::TrustDomain;
 use postern_config::wire::v1;
-use tokio::time::Instant;
+use tokio::time::{Instant, Interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Step, Steps};
 use crate::readiness::{Missing, Readiness};
 use crate::snapshot::Snapshots;
 use crate::succession::{self, Pen};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Direction, Metrics};
 use crate::tls::{Connector, Credentials, Standing, Tls};
 
 mod apply;
 mod begin;
 pub mod cache;
 pub mod control;
+pub mod handshakes;
 pub mod join;
 mod key;
 pub mod renewal;
@@ -36,6 +37,7 @@ pub use begin::Setup;
 use apply::Held;
 use cache::Cache;
 use control::{Connection, ControlError, Session};
+use handshakes::Accounts;
 use join::JoinSource;
 use key::Issued;
 use renewal::Schedule;
@@ -46,6 +48,8 @@ const TICK: Duration = Duration::from_secs(1);
 /// Between tries to reach the control plane once a successor has the identity; most drains end before.
 const SUCCEEDED: Duration = Duration::from_secs(60);
 
+/// The shortest pause between two reports, whatever the control plane wants.
+const REPORTS: Duration = Duration::from_millis(100);
 /// Before a certificate is renewed again that was no good when it came.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -112,6 +116,10 @@ pub struct Driver {
     writing: Option<succession::Held>,
     /// The cache is behind, since another process held the pen.
     unsaved: bool,
+    /// Handshakes by the authority of the certificate that was presented.
+    accounts: Accounts,
+    /// Set while the control plane wants to hear of them.
+    reports: Option<Interval>,
 }
 
 impl Driver {
@@ -148,6 +156,11 @@ impl Driver {
                     }
                 }
                 () = leaving.cancelled(), if self.may_withdraw() => self.withdraw(session).await,
+                () = due_report(&mut self.reports) => {
+                    if let Some(open) = session {
+                        open.report(self.accounts.report(&self.metrics.handshake_totals(Direction::Outbound)));
+                    }
+                }
                 message = next(session), if session.is_some() => match message {
                     Some(message) => self.take(session, &message).await,
                     None => {
@@ -215,6 +228,8 @@ impl Driver {
             generation: self.held.generation(),
         };
         let announce = v1::Announce { endpoints: self.endpoints.clone() };
+        // Whoever answers says anew whether it wants reports.
+        self.reports = None;
         let mut connection = self.open_connection().await?;
         if !self.is_good_for_a_stream() && self.take_pen() {
             // Within the control plane's grace, or after a taint of its CA, the certificate may still ask for the next one.
@@ -256,7 +271,16 @@ impl Driver {
     async fn take(&mut self, session: &mut Option<Session>, message: &v1::WatchResponse) {
         self.note_time(message.server_time_ms);
         self.failures = 0;
+        if let Some(every) = message.report_every_ms {
+            let pause = Duration::from_millis(every).max(REPORTS);
+            self.reports = (every > 0).then(|| tokio::time::interval(pause));
+        }
         let result = self.apply(message);
+        if message.renew_now {
+            // After what came along: the certificate may be of an authority that it brought.
+            tracing::info!("the control plane wants this certificate renewed now");
+            self.schedule = self.schedule.due();
+        }
         if let Err(why) = &result {
             tracing::error!(generation = message.generation, %why, "a push was refused; the last good state stays");
         }
@@ -330,6 +354,8 @@ impl Driver {
             renews_in_ms = self.schedule.wait(clock.now_ms()).as_millis() as u64,
             "identity in force"
         );
+        let totals = self.metrics.handshake_totals(Direction::Outbound);
+        self.accounts.switch(credentials.authority(), totals);
         self.snapshots.credentials.store(Some(Arc::new(credentials)));
         self.readiness.held(Missing::Identity);
         // It may come from a control plane that had not heard of a taint yet; asking again at once would meet the same one.
@@ -513,6 +539,14 @@ async fn next(session: &mut Option<Session>) -> Option<v1::WatchResponse> {
     match session {
         Some(session) => session.next().await,
         None => None,
+    }
+}
+
+/// The moment of the next report; never, where none is wanted.
+async fn due_report(reports: &mut Option<Interval>) {
+    match reports {
+        Some(interval) => drop(interval.tick().await),
+        None => std::future::pending().await,
     }
 }
 

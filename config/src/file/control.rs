@@ -19,6 +19,7 @@ mod jwt;
 pub mod keys;
 mod public;
 mod revocation;
+mod rotation;
 mod store;
 
 pub use api::{ApiConfig, OperatorConfig, OperatorRole};
@@ -28,6 +29,7 @@ pub use federation::FederationConfig;
 pub use jwt::JwtConfig;
 pub use public::PublicConfig;
 pub use revocation::RevocationConfig;
+pub use rotation::{CanaryConfig, Percent, RotationConfig};
 pub use store::StoreConfig;
 
 /// The control plane's configuration. Flags override the environment (`POSTERN_…`), which overrides this file.
@@ -103,6 +105,8 @@ pub struct CaConfig {
     pub issuing_key: Option<keys::KeyPlace>,
     /// Who signs issuing CAs in place of a root of ours; the trust domain's root is then theirs.
     pub upstream: Option<keys::Upstream>,
+    /// How they are replaced.
+    pub rotation: RotationConfig,
 }
 
 /// Health and metrics over plain HTTP: `/livez`, `/readyz`, `/metrics`.
@@ -157,6 +161,7 @@ impl ControlConfig {
     pub fn check(&self) -> Result<(), YamlError> {
         self.store.check()?;
         self.revocation.check()?;
+        self.ca.rotation.check()?;
         self.jwt.check()?;
         self.public.check()?;
         self.api.check()?;
@@ -238,6 +243,7 @@ impl Default for CaConfig {
             root_key: None,
             issuing_key: None,
             upstream: None,
+            rotation: RotationConfig::default(),
         }
     }
 }

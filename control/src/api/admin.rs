@@ -99,6 +99,7 @@ async fn status(State(plane): Shared) -> Result<Json<Status>, Failed> {
             behind: behind.collect(),
         },
         identities: live.len() as u64,
+        rotations: plane.store.rotations().await?.iter().map(rotation_line).collect(),
         nearest_expiry: live.iter().map(|l| l.not_after).min().map(rfc3339),
         advertise: plane.advertise.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -244,8 +245,20 @@ pub(super) async fn publish(
 }
 
 async fn rotate(State(plane): Shared, Extension(operator): By) -> Result<Json<IssuingView>, Failed> {
+    if plane.store.rotations().await?.iter().any(|r| r.concerns(&plane.replica)) {
+        let why = "a canary is watched; it has to end first: postern ca list";
+        return Err(Failed::new(StatusCode::CONFLICT, "conflict", why));
+    }
     plane.rotate(&operator.0).await.map_err(|error| Failed::internal(&error))?;
     Ok(Json(issuing_view(&plane.ca.issuing())))
+}
+
+fn rotation_line(rotation: &crate::ca::rotation::Rotation) -> String {
+    let (kind, stage) = (rotation.kind.as_str(), rotation.stage.as_str());
+    match rotation.reason.as_str() {
+        "" => format!("{kind}: {stage}"),
+        why => format!("{kind}: {stage}: {why}"),
+    }
 }
 
 fn issuing_view(issuing: &crate::ca::Issuing) -> IssuingView {

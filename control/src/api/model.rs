@@ -126,6 +126,8 @@ pub struct Status {
     pub proxies: ProxiesView,
     /// Live enrollments.
     pub identities: u64,
+    /// Rotations of a root or an issuing CA that are under way: what, where it is, and why it was rolled back.
+    pub rotations: Vec<String>,
     /// The nearest end of a live certificate.
     pub nearest_expiry: Option<String>,
     /// Where proxies are told to connect.
@@ -320,26 +322,40 @@ pub struct BeginRotation {
     /// The old root's key is known to others: cut it off as soon as the new root signs.
     #[serde(default)]
     pub taint: bool,
+    /// Which share of the proxies goes first, per cent; 0: all at once. Default: `ca.rotation.canary.share`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<u8>,
+    /// The issuing CA of this replica instead of the root; needs a share above 0.
+    #[serde(default)]
+    pub issuing: bool,
 }
 
-/// A root's rotation.
+/// A rotation of a root or of an issuing CA.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct RotationView {
     /// Its name.
     pub id: String,
-    /// 2: published, waiting for proxies; 3: confirmed; 4: the new root signs; 5: the old one is gone.
+    /// `root` or `issuing`.
+    pub kind: String,
+    /// The replica whose issuing CA it is; empty for a root.
+    pub replica: String,
+    /// 2: published, waiting for proxies; 3: confirmed, or tried with a share; 4: the new one signs; 5: the old one is gone.
     pub stage: u8,
-    /// `prepared`, `active` or `pruned`.
+    /// `prepared`, `canary`, `active`, `pruned`, `rolling_back` or `rolled_back`.
     pub state: String,
-    /// Key id of the root that goes.
+    /// Which share of the proxies goes first, per cent.
+    pub share: u8,
+    /// Why it was rolled back; empty if it was not.
+    pub reason: String,
+    /// Key id of the authority that goes.
     pub old_root: String,
-    /// Key id of the root that comes.
+    /// Key id of the authority that comes.
     pub new_root: String,
     /// Live proxies.
     pub proxies: u64,
     /// How many of them have the new root.
     pub confirmed: u64,
-    /// `proxies`, `tokens`, `replicas` or `leaves`.
+    /// `proxies`, `tokens`, `canary`, `replicas` or `leaves`.
     pub waiting_for: String,
     /// Which ones.
     pub waiting_names: Vec<String>,

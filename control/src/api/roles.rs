@@ -14,7 +14,7 @@ use super::admin::{Failed, Operator};
 use OperatorRole::{Admin, Operator as Changes, Viewer};
 
 /// The required role of each route.
-pub const TABLE: [(&str, &str, OperatorRole); 33] = [
+pub const TABLE: [(&str, &str, OperatorRole); 34] = [
     ("GET", "/openapi.json", Viewer),
     ("GET", "/v1/status", Viewer),
     ("POST", "/v1/tokens", Changes),
@@ -34,6 +34,7 @@ pub const TABLE: [(&str, &str, OperatorRole); 33] = [
     ("GET", "/v1/ca/authorities", Viewer),
     ("GET", "/v1/ca/rotation", Viewer),
     ("POST", "/v1/ca/rotation", Admin),
+    ("GET", "/v1/ca/rotations", Viewer),
     ("POST", "/v1/ca/taint", Admin),
     ("GET", "/v1/federation", Viewer),
     ("POST", "/v1/federation", Admin),

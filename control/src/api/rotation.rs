@@ -1,4 +1,4 @@
-//! The root's rotation and the taint of a key, as operators ask for them and watch them.
+//! Rotations and the taint of a key, as operators ask for them and watch them.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::Plane;
 use super::admin::{Body, By, Failed, Shared};
 use super::model::{AuthorityView, BeginRotation, RotationView, TaintIssuing, TaintedView};
 use crate::ca::rotation::{self, Rotation, Stage, Step, Straggler, Waiting};
-use crate::ca::turn::{self, RotateError};
+use crate::ca::turn::{self, Begin, RotateError};
 use crate::clock::{now_ms, rfc3339};
 use crate::publish;
 use crate::store::Kind;
@@ -21,6 +21,7 @@ pub(super) fn routes() -> Router<Arc<Plane>> {
     Router::new()
         .route("/v1/ca/authorities", get(authorities))
         .route("/v1/ca/rotation", get(show).post(begin))
+        .route("/v1/ca/rotations", get(last))
         .route("/v1/ca/taint", post(taint))
 }
 
@@ -43,7 +44,17 @@ async fn begin(
     Extension(operator): By,
     Body(wanted): Body<BeginRotation>,
 ) -> Result<Json<RotationView>, Failed> {
-    let begun = plane.ca.begin_rotation(&plane.store, wanted.force, wanted.taint, &operator.0).await?;
+    let usual = Begin::by_schedule(plane.ca.canary());
+    let share = wanted.share.unwrap_or(usual.share);
+    if share > 100 || wanted.issuing && share == 0 {
+        let why = "share is from 0 to 100 per cent, and an issuing CA without a canary is POST /v1/ca/rotate";
+        return Err(Failed::bad(why));
+    }
+    let begin = Begin { force: wanted.force, taint: wanted.taint, share, ..usual };
+    let begun = match wanted.issuing {
+        true => plane.begin_trial(&begin, &operator.0).await?,
+        false => plane.ca.begin_rotation(&plane.store, &begin, &operator.0).await?,
+    };
     plane.publisher.catch_up().await?;
     Ok(Json(view(&plane, begun).await?))
 }
@@ -53,6 +64,15 @@ async fn show(State(plane): Shared) -> Result<Json<Option<RotationView>>, Failed
         None => Ok(Json(None)),
         Some(rotation) => Ok(Json(Some(view(&plane, rotation).await?))),
     }
+}
+
+/// The last ones, newest first.
+async fn last(State(plane): Shared) -> Result<Json<Vec<RotationView>>, Failed> {
+    let mut views = Vec::new();
+    for rotation in plane.store.last_rotations().await? {
+        views.push(view(&plane, rotation).await?);
+    }
+    Ok(Json(views))
 }
 
 async fn taint(
@@ -70,12 +90,17 @@ async fn taint(
 }
 
 async fn view(plane: &Plane, rotation: Rotation) -> Result<RotationView, Failed> {
-    let holding = publish::rollout(&plane.store, &plane.proxies, rotation.generation).await?;
-    let facts = turn::facts(&plane.store, &rotation, &holding).await.map_err(|e| Failed::internal(&e))?;
-    let waiting = match rotation::next(&rotation, &facts, now_ms()) {
-        Step::Wait(waiting) => waiting,
-        Step::Activate | Step::Prune => Waiting::Proxies(Vec::new()),
-    };
+    let mut holding = Vec::new();
+    let mut waiting = Waiting::Leaves(0);
+    if !rotation.stage.is_end() {
+        holding = publish::rollout(&plane.store, &plane.proxies, rotation.generation).await?;
+        let facts = turn::facts(&plane.store, &rotation, &holding, plane.ca.canary()).await;
+        let facts = facts.map_err(|e| Failed::internal(&e))?;
+        waiting = match rotation::next(&rotation, &facts, now_ms()) {
+            Step::Wait(waiting) => waiting,
+            _ => Waiting::Proxies(Vec::new()),
+        };
+    }
     let name = |s: &Straggler| match s.is_connected {
         true => s.instance.clone(),
         false => format!("{} (not connected)", s.instance),
@@ -84,18 +109,24 @@ async fn view(plane: &Plane, rotation: Rotation) -> Result<RotationView, Failed>
         Waiting::Proxies(stragglers) => ("proxies", stragglers.iter().map(name).collect(), None),
         Waiting::Replicas(replicas) => ("replicas", replicas, None),
         Waiting::Tokens(until) => ("tokens", Vec::new(), Some(rfc3339(until))),
+        Waiting::Canary(silent, until) => ("canary", silent, Some(rfc3339(until))),
+        Waiting::Leaves(0) => ("leaves", Vec::new(), None),
         Waiting::Leaves(until) => ("leaves", Vec::new(), Some(rfc3339(until))),
     };
     let stage = match (rotation.stage, what) {
         (Stage::Prepared, "proxies") => 2,
-        (Stage::Prepared, _) => 3,
+        (Stage::Prepared | Stage::Canary | Stage::RollingBack | Stage::RolledBack, _) => 3,
         (Stage::Active, _) => 4,
         (Stage::Pruned, _) => 5,
     };
     Ok(RotationView {
         id: rotation.id,
+        kind: rotation.kind.as_str().to_owned(),
+        replica: rotation.replica,
         stage,
         state: rotation.stage.as_str().to_owned(),
+        share: rotation.trial.share,
+        reason: rotation.reason,
         old_root: rotation.old_root,
         new_root: rotation.new_root,
         proxies: holding.len() as u64,
@@ -112,7 +143,7 @@ impl From<RotateError> for Failed {
         match error {
             RotateError::Ca(error) => Self::internal(&error),
             RotateError::Unknown(_) => Self::new(StatusCode::NOT_FOUND, "not_found", error.to_string()),
-            RotateError::UnderWay(_) | RotateError::NotHere | RotateError::Place => {
+            RotateError::UnderWay(_) | RotateError::NotHere => {
                 Self::new(StatusCode::CONFLICT, "conflict", error.to_string())
             }
         }

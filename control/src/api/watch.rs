@@ -14,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::Plane;
+use crate::ca::canary::{Counters, Tally};
 use crate::clock::now_ms;
+use crate::digest::hex;
 use crate::publish::{Sections, Unannounced, Watching, World};
 use crate::store::{Acknowledgement, Lineage, StoreError};
 
@@ -24,6 +26,20 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const HELLO: Duration = Duration::from_secs(10);
 /// How long a stream goes on whose certificate is no longer believed: long enough to hear of it.
 const LAST: Duration = Duration::from_secs(1);
+/// How many authorities one report may name.
+const AUTHORITIES: usize = 4;
+/// The longest key identifier that is taken, in bytes.
+const KEY_ID: usize = 32;
+/// Reasons of failed handshakes that a certificate can cause.
+const CERTIFICATE: [&str; 7] = [
+    "unknown_issuer",
+    "bad_certificate",
+    "bad_signature",
+    "bad_spiffe_id",
+    "wrong_trust_domain",
+    "expired",
+    "not_yet_valid",
+];
 /// The longest texts that a proxy may say about itself, in characters.
 const MAX_TEXT: usize = 128;
 
@@ -52,6 +68,8 @@ pub fn open(
             sent: None,
             wanted: Vec::new(),
             refused: Vec::new(),
+            reports_every: 0,
+            is_told_to_renew: false,
         };
         let end = link.run(&ending).await;
         if let Some(status) = end {
@@ -75,6 +93,10 @@ struct Link {
     wanted: Vec<v1::Announcement>,
     /// What of it was refused: asked again when services change, so that the order of `apply` and start does not matter.
     refused: Vec<Unannounced>,
+    /// How often the proxy was asked to report, milliseconds; 0 for not at all.
+    reports_every: u64,
+    /// Whether the proxy was told to renew: once for each stream, since it opens another with the next certificate.
+    is_told_to_renew: bool,
 }
 
 impl Link {
@@ -111,7 +133,7 @@ impl Link {
     async fn exchange(&mut self, watching: &Watching, ending: &CancellationToken) -> Option<Status> {
         self.worlds.mark_changed();
         let mut beats = heartbeat();
-        let (mut outdated, mut silent) = (false, false);
+        let (mut outdated, mut silent, mut wanted) = (false, false, false);
         let mut last: Option<(tokio::time::Instant, Status)> = None;
         loop {
             let over = last.as_ref().map_or_else(tokio::time::Instant::now, |(over, _)| *over);
@@ -133,13 +155,15 @@ impl Link {
                         last = Some((tokio::time::Instant::now() + LAST, status));
                     }
                     outdated = self.is_outdated();
+                    wanted = self.wants_more();
                     self.announce_again().await;
                 }
                 _ = beats.tick() => silent = true,
-                permit = self.outbound.clone().reserve_owned(), if outdated || silent => {
-                    let response = if outdated { self.next_push() } else { self.beat() };
+                permit = self.outbound.clone().reserve_owned(), if outdated || silent || wanted => {
+                    let mut response = if outdated { self.next_push() } else { self.beat() };
+                    self.want(&mut response);
                     permit.ok()?.send(Ok(response));
-                    (outdated, silent) = (false, false);
+                    (outdated, silent, wanted) = (false, false, false);
                     beats.reset();
                 }
             }
@@ -173,6 +197,24 @@ impl Link {
         v1::WatchResponse { generation, server_time_ms: now_ms(), ..v1::WatchResponse::default() }
     }
 
+    /// Whether the proxy shall report at another pace, or renew at once: an authority is on trial, or was withdrawn.
+    fn wants_more(&self) -> bool {
+        self.worlds.borrow().trials.report_every_ms() != self.reports_every || self.wants_renewal()
+    }
+
+    fn wants_renewal(&self) -> bool {
+        let issuer = hex(&self.peer.issuer_key_id);
+        let trials = &self.worlds.borrow().trials;
+        !self.is_told_to_renew && trials.wants_renewal(&self.lineage.id, &issuer, &self.plane.replica)
+    }
+
+    fn want(&mut self, response: &mut v1::WatchResponse) {
+        let every = self.worlds.borrow().trials.report_every_ms();
+        response.report_every_ms = (every != self.reports_every).then_some(every);
+        response.renew_now = self.wants_renewal();
+        (self.reports_every, self.is_told_to_renew) = (every, self.is_told_to_renew || response.renew_now);
+    }
+
     async fn hear(&mut self, watching: &Watching, message: v1::WatchRequest) -> Option<Status> {
         match message.message {
             Some(Message::Ack(ack)) => {
@@ -182,6 +224,10 @@ impl Link {
             Some(Message::Announce(announce)) => {
                 self.wanted = announce.endpoints;
                 self.announce(false).await;
+                None
+            }
+            Some(Message::Report(report)) => {
+                self.plane.proxies.report(watching, counters(report));
                 None
             }
             Some(Message::Hello(_)) => Some(Status::invalid_argument("Hello is said once")),
@@ -230,6 +276,18 @@ impl Link {
             tracing::error!(%error, "the end of a stream could not be recorded");
         }
     }
+}
+
+/// What counts of a report: so many authorities, and those failures alone that a certificate can cause. Neither a peer that is away
+/// nor a stranger says anything about an authority.
+fn counters(report: v1::Report) -> (i64, Counters) {
+    let tally = |handshakes: &v1::Handshakes| {
+        let by_certificate = handshakes.failed.iter().filter(|f| CERTIFICATE.contains(&f.reason.as_str()));
+        let failed = by_certificate.fold(0_u64, |sum, f| sum.saturating_add(f.count));
+        Tally { ok: handshakes.ok, failed }
+    };
+    let known = report.handshakes.iter().take(AUTHORITIES).filter(|h| h.issuer_key_id.len() <= KEY_ID);
+    (report.since_ms, known.map(|h| (hex(&h.issuer_key_id), tally(h))).collect())
 }
 
 fn heartbeat() -> Interval {

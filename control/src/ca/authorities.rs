@@ -39,6 +39,8 @@ pub struct Authorities {
     active: usize,
     /// Key ids of issuing CAs that were tainted, hex.
     tainted: Vec<String>,
+    /// Key ids of issuing CAs that sign no more, hex.
+    retired: Vec<String>,
 }
 
 impl Authorities {
@@ -54,9 +56,12 @@ impl Authorities {
         let active = roots.iter().rposition(|r| r.state == State::Active);
         let missing =
             || CaError::Authority { name: "root".to_owned(), why: "there is no active one".to_owned() };
-        let tainted = rows.iter().filter(|a| a.kind == Kind::Issuing && a.state == State::Tainted);
-        let tainted = tainted.map(|a| a.key_id.clone()).collect();
-        Ok(Self { active: active.ok_or_else(missing)?, roots, tainted })
+        let issuing = |state| {
+            let those = rows.iter().filter(move |a| a.kind == Kind::Issuing && a.state == state);
+            those.map(|a| a.key_id.clone()).collect()
+        };
+        let (tainted, retired) = (issuing(State::Tainted), issuing(State::Retired));
+        Ok(Self { active: active.ok_or_else(missing)?, roots, tainted, retired })
     }
 
     /// The root that signs issuing CAs now.
@@ -67,6 +72,11 @@ impl Authorities {
     /// The root that comes next, while a rotation prepares it.
     pub fn prepared(&self) -> Option<&Root> {
         self.roots.iter().rfind(|r| r.state == State::Prepared)
+    }
+
+    /// The root with this key id.
+    pub fn root(&self, key_id: &str) -> Option<&Root> {
+        self.roots.iter().find(|r| r.key_id == key_id)
     }
 
     /// All roots that are believed.
@@ -93,6 +103,11 @@ impl Authorities {
     /// Whether the key of this issuing CA is known to others.
     pub fn is_tainted(&self, issuing: &Issuing) -> bool {
         self.tainted.contains(&hex(&issuing.key_id))
+    }
+
+    /// Whether another issuing CA has taken this one's place.
+    pub fn is_superseded(&self, issuing: &Issuing) -> bool {
+        self.retired.contains(&hex(&issuing.key_id))
     }
 
     /// Whether `issuing` was signed by a root that is believed.

@@ -186,6 +186,21 @@ impl Places {
         Ok(())
     }
 
+    /// A CA that was withdrawn after its trial has lists to sign as long as its certificates are valid.
+    pub(super) fn keep_withdrawn(&self, key: &Key, certificate: &CertificateDer<'_>) -> Result<(), CaError> {
+        let spki = key.subject_public_key_info();
+        if self.published.is_none() {
+            return Ok(());
+        }
+        let name = format!("{RETIRED}{}", &hex(&sha256(&spki))[..16]);
+        if let KeyPlace::File(next) = self.next() {
+            files::write(&self.dir.join(format!("{name}.key")), files::read_secret(&next)?.as_bytes())?;
+        }
+        let pem = super::authorities::pem(certificate);
+        files::write(&self.dir.join(format!("{name}.pem")), pem.as_bytes())?;
+        Ok(())
+    }
+
     fn issuing(&self) -> KeyPlace {
         self.issuing.clone().unwrap_or_else(|| KeyPlace::File(self.dir.join(ISSUING_KEY)))
     }

@@ -14,6 +14,7 @@ use super::authorities::{Authorities, Root, pem};
 use super::ceremony::{self, ChainFault};
 use super::keys::Key;
 use super::places::Places;
+use super::rotation::Rotation;
 use super::{CaError, Issuing, Terms, issuing_from, profile, root, upstream};
 use crate::audit::Entry;
 use crate::clock::now_ms;
@@ -34,6 +35,8 @@ pub(super) struct Asking<'a> {
     pub(super) terms: &'a Terms,
     pub(super) store: &'a Store,
     pub(super) actor: &'a str,
+    /// The rotation that shall try it; without, it signs at once.
+    pub(super) trial: Option<&'a Rotation>,
 }
 
 /// Asks until there is an issuing CA. `waiting` is told the fingerprint that an operator has to approve, once.
@@ -62,17 +65,43 @@ pub(super) async fn ask(asking: &Asking<'_>, current: Option<&Issuing>) -> Resul
             && X509Certificate::from_der(&a.der).is_ok_and(|(_, c)| c.public_key().raw == spki)
     };
     if let Some(answer) = rows.iter().find(is_answer) {
-        if answer.state != State::Tainted && answer.not_after > now_ms() / 1000 {
-            return take(asking.places, &CertificateDer::from(answer.der.clone()), key).map(Some);
+        let certificate = CertificateDer::from(answer.der.clone());
+        let is_usable = matches!(answer.state, State::Active | State::Prepared);
+        match asking.trial {
+            _ if !is_usable || answer.not_after <= now_ms() / 1000 => {
+                // An answer from long ago, to a process that did not live to see it; or one that was withdrawn after a trial.
+                asking.places.keep_withdrawn(&key, &certificate)?;
+                asking.places.forget_next()?;
+                key = asking.places.next_key()?;
+            }
+            Some(trial) if trial.tries(answer) => {
+                return Ok(Some(asking.places.publish(issuing_from(certificate, key)?)));
+            }
+            // It was asked for before the trial began, and is taken over first.
+            Some(_) => return Ok(None),
+            None => {
+                if answer.state == State::Prepared {
+                    let row = Authority { state: State::Active, ..answer.clone() };
+                    record(asking.store, row, asking.actor).await?;
+                }
+                return take(asking.places, &certificate, key).map(Some);
+            }
         }
-        // An answer from long ago, to a process that did not live to see it.
-        asking.places.forget_next()?;
-        key = asking.places.next_key()?;
     }
-    let root = authorities.active();
+    // An issuing CA that is tried on its own was signed when its trial began; that its key is lost ends the trial, not more.
+    let wanted = asking.trial.map(|trial| trial.new_root.as_str());
+    let root = match wanted.map(|key_id| authorities.root(key_id)) {
+        None => authorities.active(),
+        Some(Some(root)) => root,
+        Some(None) => return Ok(None),
+    };
     if let Some(root_key) = root::key_of(asking.places, root)? {
         let certificate = sign(asking.trust_domain, asking.terms, root, root_key, &key)?;
         let row = row_of(&certificate, asking.replica)?;
+        if wanted.is_some() {
+            record(asking.store, Authority { state: State::Prepared, ..row }, asking.actor).await?;
+            return Ok(Some(asking.places.publish(issuing_from(certificate, key)?)));
+        }
         record(asking.store, row, asking.actor).await?;
         return take(asking.places, &certificate, key).map(Some);
     }
@@ -84,13 +113,38 @@ pub(super) async fn ask(asking: &Asking<'_>, current: Option<&Issuing>) -> Resul
         return take(asking.places, &certificate, key).map(Some);
     }
     let asked = asking.store.issuing_requests().await?;
-    if !asked
-        .iter()
-        .any(|r| r.replica == asking.replica && r.spki == hex(&sha256(&key.subject_public_key_info())))
-    {
+    let spki = hex(&sha256(&key.subject_public_key_info()));
+    let is_same = |r: &IssuingRequest| {
+        r.replica == asking.replica && r.spki == spki && r.root == wanted.unwrap_or_default()
+    };
+    if !asked.iter().any(is_same) {
         put(asking, &key, current).await?;
     }
     Ok(None)
+}
+
+/// An issuing CA that can be tried, signed and not on record yet; `None` where nobody can sign it at once.
+pub(super) async fn prepare(asking: &Asking<'_>) -> Result<Option<Authority>, CaError> {
+    let rows = asking.store.authorities().await?;
+    let authorities = Authorities::new(&rows)?;
+    let root = authorities.active();
+    let mut key = asking.places.next_key()?;
+    let spki = key.subject_public_key_info();
+    let is_taken =
+        |a: &Authority| X509Certificate::from_der(&a.der).is_ok_and(|(_, c)| c.public_key().raw == spki);
+    if rows.iter().any(is_taken) {
+        asking.places.forget_next()?;
+        key = asking.places.next_key()?;
+    }
+    let certificate = match (root::key_of(asking.places, root)?, &asking.places.upstream) {
+        (Some(root_key), _) => sign(asking.trust_domain, asking.terms, root, root_key, &key)?,
+        (None, Some(upstream)) => {
+            let validity = asking.terms.issuing(now_ms() / 1000, root);
+            upstream::issuing(upstream, asking.trust_domain, &key, root, validity)?
+        }
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(Authority { state: State::Prepared, ..row_of(&certificate, asking.replica)? }))
 }
 
 /// Signs what other replicas ask for and may have.
@@ -106,16 +160,26 @@ pub(super) async fn serve(
     }
     let rows = store.authorities().await?;
     let authorities = Authorities::new(&rows)?;
-    let root = authorities.active();
     let mut served = Vec::new();
     for request in requests {
-        let Some(root_key) = root::key_of(places, root)? else { break };
+        let Some((root, state)) = asked(&authorities, &request) else { continue };
+        let Some(root_key) = root::key_of(places, root)? else { continue };
         let Some(key) = believed(&request, &rows) else { continue };
         let certificate = sign(trust_domain, terms, root, root_key, &key)?;
-        record(store, row_of(&certificate, &request.replica)?, "control").await?;
+        let row = Authority { state, ..row_of(&certificate, &request.replica)? };
+        record(store, row, "control").await?;
         served.push(request.replica);
     }
     Ok(served)
+}
+
+/// The root that a request is for, and where the CA is in its life that it signs: on trial if the root is.
+fn asked<'a>(authorities: &'a Authorities, request: &IssuingRequest) -> Option<(&'a Root, State)> {
+    if request.root.is_empty() {
+        return Some((authorities.active(), State::Active));
+    }
+    let root = authorities.root(&request.root)?;
+    matches!(root.state, State::Active | State::Prepared).then_some((root, root.state))
 }
 
 /// The key of a request that may be signed.
@@ -163,10 +227,15 @@ pub async fn install(
     actor: &str,
 ) -> Result<String, CaError> {
     let rows = store.authorities().await?;
-    let roots: Vec<_> = Authorities::new(&rows)?.trusted().map(|root| root.certificate.clone()).collect();
+    let authorities = Authorities::new(&rows)?;
     let mut last = CaError::NoRequest;
     for request in store.issuing_requests().await? {
         let Ok(csr) = Csr::parse(&request.csr) else { continue };
+        let Some((root, state)) = asked(&authorities, &request) else { continue };
+        let roots: Vec<_> = match request.root.is_empty() {
+            true => authorities.trusted().map(|root| root.certificate.clone()).collect(),
+            false => vec![root.certificate.clone()],
+        };
         match ceremony::check(
             trust_domain,
             certificate,
@@ -175,7 +244,8 @@ pub async fn install(
             now_ms() / 1000,
         ) {
             Ok(()) => {
-                record(store, row_of(certificate, &request.replica)?, actor).await?;
+                let row = Authority { state, ..row_of(certificate, &request.replica)? };
+                record(store, row, actor).await?;
                 return Ok(request.replica);
             }
             // The fault of the request that it was made for says more.
@@ -186,13 +256,24 @@ pub async fn install(
     Err(last)
 }
 
-/// The CA's row and its record; whatever this replica signed with before has retired, and its request is answered.
+/// The CA's row and its record, and the request is answered. Unless it is on trial, whatever this replica signed with before has
+/// retired; if it is, all replicas have to know it for one.
 async fn record(store: &Store, row: Authority, actor: &str) -> Result<(), CaError> {
     let detail = serde_json::json!({ "key_id": row.key_id, "replica": row.replica, "not_after": row.not_after * 1000 });
-    let entry = Entry::done(actor, "ca rotate", &*row.name, detail);
+    let is_tried = row.state == State::Prepared;
+    let action = if is_tried { "ca canary" } else { "ca rotate" };
+    let entry = Entry::done(actor, action, &*row.name, detail);
     let mut change = store.change().await?;
+    if is_tried {
+        change.advance("generation").await?;
+    }
     for before in change.authorities().await? {
-        if before.kind == Kind::Issuing && before.replica == row.replica && before.state == State::Active {
+        let is_other = !is_tried && before.key_id != row.key_id;
+        if is_other
+            && before.kind == Kind::Issuing
+            && before.replica == row.replica
+            && before.state == State::Active
+        {
             change.put_authority(&Authority { state: State::Retired, ..before }, now_ms()).await?;
         }
     }
@@ -218,6 +299,7 @@ async fn put(asking: &Asking<'_>, key: &Key, current: Option<&Issuing>) -> Resul
         proved_by,
         approved: String::new(),
         asked_at: now_ms(),
+        root: asking.trial.map(|trial| trial.new_root.clone()).unwrap_or_default(),
     };
     let mut change = asking.store.change().await?;
     change.put_issuing_request(&request).await?;

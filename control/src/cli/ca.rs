@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use postern_config::file::control::Percent;
 use serde_json::json;
 
 use super::{CliError, Common, output};
@@ -58,8 +59,11 @@ pub(super) enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   postern ca rotate               a new issuing CA; root and certificates stay valid, nobody has to be told
-  postern ca rotate --root        a new root: published, confirmed by every live proxy, then used; ^C leaves it running
-  postern ca rotate --root --force    the same without waiting for proxies that cannot be reached")]
+  postern ca rotate --canary 25%  the same for a quarter of the proxies first; withdrawn if their handshakes fail
+  postern ca rotate --root        a new root: published, confirmed by every live proxy, tried with a share of them
+                                  (ca.rotation.canary), then used; ^C leaves it running
+  postern ca rotate --root --no-canary    the same for all at once
+  postern ca rotate --root --force        the same without waiting for proxies that cannot be reached")]
 pub(super) struct Rotate {
     /// The root instead of the issuing CA
     #[arg(long)]
@@ -67,8 +71,14 @@ pub(super) struct Rotate {
     /// Wait for no proxy that cannot be reached; makes a rotation that is under way hurry, too
     #[arg(long, requires = "root")]
     force: bool,
-    /// Return at once instead of showing the progress until the new root signs
+    /// Which share of the proxies goes first; their handshakes are watched, and failures roll the rotation back
+    #[arg(long, value_name = "SHARE", conflicts_with_all = ["force", "no_canary"])]
+    canary: Option<Percent>,
+    /// Let the new root sign for all proxies at once
     #[arg(long, requires = "root")]
+    no_canary: bool,
+    /// Return at once instead of showing the progress until the new authority signs
+    #[arg(long)]
     detach: bool,
 }
 
@@ -76,10 +86,17 @@ impl Command {
     pub(super) async fn run(self, common: &Common) -> Result<(), CliError> {
         match self {
             Self::List => list(common).await,
-            Self::Rotate(Rotate { root: false, .. }) => rotate_issuing(common).await,
-            Self::Rotate(Rotate { force, detach, .. }) => rotate_root(common, force, false, detach).await,
+            Self::Rotate(Rotate { root: false, canary: None, .. }) => rotate_issuing(common).await,
+            Self::Rotate(Rotate { root, force, canary, no_canary, detach }) => {
+                let share = if no_canary { Some(0) } else { canary.map(Percent::get) };
+                let begin = BeginRotation { force, taint: false, share, issuing: !root };
+                rotate(common, begin, detach).await
+            }
             Self::Taint { key_id: Some(key_id), .. } => taint(common, key_id).await,
-            Self::Taint { .. } => rotate_root(common, true, true, false).await,
+            Self::Taint { .. } => {
+                let begin = BeginRotation { force: true, taint: true, ..BeginRotation::default() };
+                rotate(common, begin, false).await
+            }
             Self::Approve { key } => approve(common, key).await,
             Self::Root(command) => command.run(common),
             Self::Csr(command) => command.run(common).await,
@@ -98,7 +115,18 @@ async fn list(common: &Common) -> Result<(), CliError> {
         .into_iter()
         .map(|a| [a.kind, a.state, a.key_id, a.name, a.replica, a.not_after])
         .collect::<Vec<_>>();
-    output::table(["KIND", "STATE", "KEY ID", "NAME", "REPLICA", "UNTIL"], &rows)
+    output::table(["KIND", "STATE", "KEY ID", "NAME", "REPLICA", "UNTIL"], &rows)?;
+    // What ended well needs no word.
+    let last: Vec<RotationView> = common.client().get("/v1/ca/rotations").await?;
+    for rotation in last.iter().filter(|r| r.state != "pruned").take(3) {
+        output::print(&format!(
+            "{} rotation since {}: {}",
+            rotation.kind,
+            rotation.began_at,
+            told(rotation)
+        ))?;
+    }
+    Ok(())
 }
 
 async fn rotate_issuing(common: &Common) -> Result<(), CliError> {
@@ -112,11 +140,10 @@ async fn rotate_issuing(common: &Common) -> Result<(), CliError> {
     ))
 }
 
-/// Begins, then shows each stage until the new root signs.
-async fn rotate_root(common: &Common, force: bool, taint: bool, detach: bool) -> Result<(), CliError> {
-    let begun: RotationView =
-        common.client().post("/v1/ca/rotation", &BeginRotation { force, taint }).await?;
-    let (new_root, mut shown) = (begun.new_root.clone(), String::new());
+/// Begins, then shows each stage until the new authority signs; one that was rolled back is a failure.
+async fn rotate(common: &Common, begin: BeginRotation, detach: bool) -> Result<(), CliError> {
+    let begun: RotationView = common.client().post("/v1/ca/rotation", &begin).await?;
+    let (id, new_root, mut shown) = (begun.id.clone(), begun.new_root.clone(), String::new());
     let mut current = Some(begun);
     loop {
         let text = match &current {
@@ -127,17 +154,32 @@ async fn rotate_root(common: &Common, force: bool, taint: bool, detach: bool) ->
             output::print(&text)?;
             shown = text;
         }
-        let is_over = current.as_ref().is_none_or(|r| r.stage >= 4);
+        let is_over = current.as_ref().is_none_or(|r| r.stage >= 4 || !r.reason.is_empty());
         if detach || is_over {
             break;
         }
         tokio::time::sleep(LOOK).await;
-        let now: Option<RotationView> = common.client().get("/v1/ca/rotation").await?;
-        current = now.filter(|r| r.new_root == new_root);
+        let now: Vec<RotationView> = common.client().get("/v1/ca/rotations").await?;
+        current = now.into_iter().find(|r| r.id == id);
     }
-    match common.is_json() {
-        true => output::json(&json!({ "new_root": new_root, "rotation": current })),
-        false => Ok(()),
+    if common.is_json() {
+        output::json(&json!({ "new_root": new_root, "rotation": current }))?;
+    }
+    match current.filter(|r| !r.reason.is_empty()) {
+        Some(rotation) => Err(CliError::Failed(told(&rotation))),
+        None => Ok(()),
+    }
+}
+
+/// Where a rotation is, in words.
+fn told(rotation: &RotationView) -> String {
+    match rotation.state.as_str() {
+        "rolling_back" => format!(
+            "rolled back, and its certificates are being replaced: {}; once the cause is gone, try again, or use --no-canary",
+            rotation.reason
+        ),
+        "rolled_back" => format!("rolled back: {}", rotation.reason),
+        _ => stage(rotation),
     }
 }
 
@@ -146,6 +188,20 @@ fn stage(rotation: &RotationView) -> String {
     let RotationView { stage, proxies, confirmed, waiting_names, waiting_until, .. } = rotation;
     let until = waiting_until.as_deref().unwrap_or("soon");
     match rotation.waiting_for.as_str() {
+        _ if !rotation.reason.is_empty() => told(rotation),
+        _ if rotation.state == "pruned" => "stage 5 of 5: done".to_owned(),
+        "canary" => {
+            let names: Vec<&str> = waiting_names.iter().take(10).map(String::as_str).collect();
+            let silent = if names.is_empty() {
+                String::new()
+            } else {
+                format!("; not heard yet: {}", names.join(", "))
+            };
+            format!(
+                "stage {stage} of 5: {}% of the proxies try it, watched until {until}{silent} · ^C leaves it running",
+                rotation.share
+            )
+        }
         "proxies" if waiting_names.is_empty() => {
             format!("stage {stage} of 5: confirmed by all {proxies} proxies")
         }

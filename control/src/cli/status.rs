@@ -32,6 +32,9 @@ impl StatusCommand {
             "proxies {} connected, {} at generation {} · identities {}{expiry}",
             proxies.connected, proxies.current, status.generation, status.identities
         ))?;
+        for rotation in &status.rotations {
+            output::print(&format!("rotation of {rotation}"))?;
+        }
         for one in &proxies.behind {
             let why = if one.error.is_empty() { "has not answered yet" } else { one.error.as_str() };
             output::print(&format!(

@@ -5,6 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use dashmap::DashMap;
 use tokio_util::sync::CancellationToken;
 
+use crate::ca::Trials;
+use crate::ca::canary::Counters;
+use crate::clock::now_ms;
 use crate::store::{Acknowledgement, Store, StoreError};
 use crate::telemetry::Metrics;
 
@@ -26,6 +29,8 @@ struct Connected {
     watching: Watching,
     said: Acknowledgement,
     unsaved: bool,
+    /// What it said of its handshakes last, until that is saved.
+    report: Option<(i64, Counters)>,
 }
 
 /// Connected proxies by lineage: one stream each, the newest wins.
@@ -43,7 +48,7 @@ impl Proxies {
             replaced: CancellationToken::new(),
             stream: self.streams.fetch_add(1, Ordering::Relaxed),
         };
-        let connected = Connected { watching: watching.clone(), said, unsaved: true };
+        let connected = Connected { watching: watching.clone(), said, unsaved: true, report: None };
         match self.by_lineage.insert(watching.lineage.clone(), connected) {
             Some(older) => older.watching.replaced.cancel(),
             None => drop(metrics.streams.inc()),
@@ -80,6 +85,14 @@ impl Proxies {
         connected.unsaved = true;
     }
 
+    /// Notes what a proxy says of its handshakes: counters since a moment, milliseconds since 1970.
+    pub fn report(&self, watching: &Watching, report: (i64, Counters)) {
+        let connected = self.by_lineage.get_mut(&watching.lineage);
+        if let Some(mut connected) = connected.filter(|c| c.watching.stream == watching.stream) {
+            connected.report = Some(report);
+        }
+    }
+
     /// What the connected proxy of this lineage said last.
     pub fn said(&self, lineage: &str) -> Option<Acknowledgement> {
         self.by_lineage.get(lineage).map(|c| c.said.clone())
@@ -91,21 +104,30 @@ impl Proxies {
     }
 
     /// Writes what is new to the store, all of it in one change: a thousand acknowledgements cost one sync.
-    pub async fn save(&self, store: &Store) -> Result<(), StoreError> {
-        let mut unsaved = Vec::new();
+    ///
+    /// What they said of their handshakes goes to the rotations whose canary is watched.
+    pub async fn save(&self, store: &Store, trials: &Trials) -> Result<(), StoreError> {
+        let (mut unsaved, mut reports) = (Vec::new(), Vec::new());
         for mut connected in self.by_lineage.iter_mut() {
             if std::mem::take(&mut connected.unsaved) {
                 unsaved.push(connected.said.clone());
             }
+            reports.extend(connected.report.take().map(|report| (connected.said.lineage.clone(), report)));
         }
-        if unsaved.is_empty() {
+        if unsaved.is_empty() && reports.is_empty() {
             return Ok(());
         }
         // In one order on every replica, so that two of them never wait for each other.
         unsaved.sort_by(|a, b| a.lineage.cmp(&b.lineage));
+        reports.sort_by(|a, b| a.0.cmp(&b.0));
         let mut change = store.change_rows().await?;
         for said in &unsaved {
             change.put_acknowledgement(said).await?;
+        }
+        for (lineage, report) in &reports {
+            for rotation in trials.watched() {
+                change.put_canary_report(&rotation.id, lineage, report, now_ms()).await?;
+            }
         }
         change.commit().await
     }

@@ -24,6 +24,8 @@ pub struct Holding {
     pub last_seen: i64,
     /// Why it refused the generation; empty if it did not.
     pub error: String,
+    /// The replica that holds its stream; empty if none does.
+    pub replica: String,
 }
 
 /// Every enrollment with a valid certificate that was not ended. What a proxy on another replica said is known as soon as that
@@ -34,10 +36,11 @@ pub async fn rollout(store: &Store, proxies: &Proxies, generation: u64) -> Resul
         store.replicas().await?.into_iter().filter(|r| replica::is_alive(r, now)).map(|r| r.id).collect();
     let live = store.live_lineages(now).await?.into_iter().filter(|live| live.lineage.ended_at.is_none());
     let holding = live.map(|live| {
-        let (held, acked_at, error, last_seen, is_connected) = match proxies.said(&live.lineage.id) {
-            Some(said) => (said.generation, said.acked_at, said.error, said.last_seen, true),
+        let (held, acked_at, error, last_seen, replica, is_connected) = match proxies.said(&live.lineage.id) {
+            Some(said) => (said.generation, said.acked_at, said.error, said.last_seen, said.replica, true),
             None => {
-                (live.generation, live.acked_at, live.error, live.last_seen, alive.contains(&live.replica))
+                let is_connected = alive.contains(&live.replica);
+                (live.generation, live.acked_at, live.error, live.last_seen, live.replica, is_connected)
             }
         };
         Holding {
@@ -48,6 +51,7 @@ pub async fn rollout(store: &Store, proxies: &Proxies, generation: u64) -> Resul
             acked_at: (held >= generation && error.is_empty()).then_some(acked_at),
             last_seen,
             error,
+            replica,
         }
     });
     Ok(holding.collect())

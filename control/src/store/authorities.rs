@@ -71,10 +71,13 @@ pub struct IssuingRequest {
     pub approved: String,
     /// Milliseconds since 1970.
     pub asked_at: i64,
+    /// Key id of the root that shall sign; empty for the active one.
+    pub root: String,
 }
 
 impl Kind {
-    fn as_str(self) -> &'static str {
+    /// The word in the store and in answers.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Root => "root",
             Self::Issuing => "issuing",
@@ -102,7 +105,7 @@ impl State {
 
 const ALL: &str = "SELECT key_id, kind, state, replica, issuer, name, der, cross_der, not_before, not_after FROM authorities \
      WHERE state <> 'pruned' ORDER BY not_before, key_id";
-const REQUESTS: &str = "SELECT replica, csr, spki, proof, proved_by, approved, asked_at FROM issuing_requests ORDER BY asked_at, replica";
+const REQUESTS: &str = "SELECT replica, csr, spki, proof, proved_by, approved, asked_at, root FROM issuing_requests ORDER BY asked_at, replica";
 
 impl Store {
     /// All authorities that are not pruned, oldest first.
@@ -160,9 +163,9 @@ impl Change {
     /// Asks for an issuing CA; an earlier request of the same replica is replaced. An approval of the same key stays.
     pub async fn put_issuing_request(&mut self, request: &IssuingRequest) -> Result<(), StoreError> {
         sqlx::query(
-            "INSERT INTO issuing_requests (replica, csr, spki, proof, proved_by, approved, asked_at) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (replica) DO UPDATE SET csr = excluded.csr, \
-             spki = excluded.spki, proof = excluded.proof, proved_by = excluded.proved_by, asked_at = excluded.asked_at",
+            "INSERT INTO issuing_requests (replica, csr, spki, proof, proved_by, approved, asked_at, root) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (replica) DO UPDATE SET csr = excluded.csr, spki = excluded.spki, \
+             proof = excluded.proof, proved_by = excluded.proved_by, asked_at = excluded.asked_at, root = excluded.root",
         )
         .bind(request.replica.as_str())
         .bind(request.csr.clone())
@@ -171,6 +174,7 @@ impl Change {
         .bind(request.proved_by.as_str())
         .bind(request.approved.as_str())
         .bind(request.asked_at)
+        .bind(request.root.as_str())
         .execute(&mut *self.tx)
         .await?;
         Ok(())
@@ -228,5 +232,6 @@ fn request(row: &AnyRow) -> Result<IssuingRequest, StoreError> {
         proved_by: row.try_get("proved_by")?,
         approved: row.try_get("approved")?,
         asked_at: row.try_get("asked_at")?,
+        root: row.try_get("root")?,
     })
 }

@@ -44,6 +44,10 @@ impl Watch {
         self.say.send(request(message)).await.unwrap();
     }
 
+    pub(crate) async fn acknowledge(&self, generation: u64) {
+        self.say(Message::Ack(v1::Ack { generation, error: String::new() })).await;
+    }
+
     async fn announce(&self, service: &str, address: &str) {
         let one = v1::Announcement { service: service.into(), address: address.into() };
         self.say(Message::Announce(v1::Announce { endpoints: vec![one] })).await;
@@ -68,7 +72,7 @@ fn service(control: &Control, name: &str, path: &str) {
 }
 
 /// Asks until it holds; the deadline is a failure, not a pause that the test relies on.
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let polled = async {
         while !holds() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;

@@ -11,7 +11,7 @@ use postern_config::revocation::Revocations;
 use postern_config::svid::{Peer, Role};
 use postern_config::wire::v1;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, Interval, interval, sleep, sleep_until};
 
 use super::Plan;
 use super::ledger::{Event, Ledger, held};
@@ -28,6 +28,22 @@ pub(super) struct Orders {
     pub(super) renew: u64,
     /// Stay away until told otherwise.
     pub(super) offline: bool,
+    /// Whose handshakes fail in what this client reports.
+    pub(super) failing: Failing,
+}
+
+/// A light client makes no handshakes with peers; what it reports of them is made up, and grows with every report.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Failing {
+    /// They end well.
+    #[default]
+    None,
+    /// Those with a certificate of another authority than the first one that it had: peers do not take the new chain.
+    WithNew,
+    /// All of them.
+    All,
+    /// It reports nothing.
+    Silent,
 }
 
 /// What a client shows of itself.
@@ -51,6 +67,10 @@ pub struct View {
     pub bundle_sequence: u64,
     /// How many authorities that bundle holds.
     pub authorities: usize,
+    /// Key identifier of the authority that signed the certificate in use.
+    pub authority: Vec<u8>,
+    /// How many reports of handshakes were sent.
+    pub reports: u64,
     /// What the control plane refused it last; empty if nothing.
     pub refused: String,
 }
@@ -83,6 +103,9 @@ struct Identity {
     renew_at: Instant,
     /// Whether its end has been counted already.
     ended: bool,
+    /// The made-up handshakes, by the authority of the certificate that was presented.
+    handshakes: Vec<v1::Handshakes>,
+    reports: Option<Interval>,
 }
 
 impl Client {
@@ -115,6 +138,7 @@ impl Client {
                     }
                     known = wanted;
                 }
+                () = due(&mut identity.reports) => self.report(&mut identity, session.as_ref()),
                 push = next(&mut session), if session.is_some() => {
                     let taken = match push {
                         Ok(push) => self.take(&mut identity, session.as_ref(), &push).await,
@@ -196,6 +220,8 @@ impl Client {
                         life: Duration::ZERO,
                         renew_at: Instant::now(),
                         ended: false,
+                        handshakes: Vec::new(),
+                        reports: None,
                     };
                     let begun = self.trust(&mut identity, Some(&bundles), None).map_err(Fault::Away);
                     if let Err(fault) = begun.and_then(|()| self.put_on(&mut identity, credentials)) {
@@ -253,7 +279,7 @@ impl Client {
     /// Judges a new certificate as a peer would, and uses it; one that cannot be used leaves the one before in force.
     fn put_on(&self, identity: &mut Identity, credentials: Credentials) -> Result<(), Fault> {
         let judged = identity.trust.verify(&credentials.chain, Role::Client);
-        let Peer { id, serial, not_after, spkis, .. } = match judged {
+        let Peer { id, serial, not_after, spkis, issuer_key_id, .. } = match judged {
             Ok(peer) => peer,
             Err(why) => {
                 self.ledger.note(Event::Unusable);
@@ -266,10 +292,21 @@ impl Client {
         identity.life = Duration::from_secs(left);
         identity.renew_at = Instant::now() + renew_after(identity.life, credentials.window, rand::random());
         (identity.not_after, identity.ended) = (not_after, false);
+        match identity.handshakes.iter().position(|h| h.issuer_key_id == issuer_key_id) {
+            // The present one stands last.
+            Some(at) => {
+                let back = identity.handshakes.remove(at);
+                identity.handshakes.push(back);
+            }
+            None => identity
+                .handshakes
+                .push(message(|h: &mut v1::Handshakes| h.issuer_key_id = issuer_key_id.clone())),
+        }
         identity.credentials = Arc::new(credentials);
         *held(&self.seat.own) = Some(Arc::clone(&identity.credentials));
         let mut view = held(&self.seat.view);
         (view.id, view.serial, view.not_after) = (id.to_string(), serial, not_after);
+        view.authority = issuer_key_id;
         view.refused.clear();
         Ok(())
     }
@@ -294,6 +331,13 @@ impl Client {
                 self.ledger.fault(self.number, "a push that cannot be used", why);
             }
         }
+        if let Some(every) = push.report_every_ms {
+            let pause = Duration::from_millis(every).max(Duration::from_millis(100));
+            identity.reports = (every > 0).then(|| interval(pause));
+        }
+        if push.renew_now {
+            identity.renew_at = Instant::now();
+        }
         let Some(session) = session else { return Ok(()) };
         session.acknowledge(push.generation, result.clone().err().unwrap_or_default()).await?;
         let mut view = held(&self.seat.view);
@@ -301,6 +345,31 @@ impl Client {
             (view.generation, view.acknowledged) = (push.generation, Some(std::time::Instant::now()));
         }
         Ok(())
+    }
+
+    /// Reports handshakes with peers, ten more each time; the identity's first authority is the one that counts as old.
+    fn report(&self, identity: &mut Identity, session: Option<&Session>) {
+        let failing = self.orders.borrow().failing;
+        let (Some(session), false) = (session, failing == Failing::Silent) else { return };
+        let is_new = identity.handshakes.len() > 1;
+        if let Some(present) = identity.handshakes.last_mut() {
+            match failing {
+                Failing::WithNew if !is_new => present.ok += 10,
+                Failing::None => present.ok += 10,
+                _ => {
+                    let count = present.failed.first().map_or(0, |f| f.count) + 10;
+                    present.failed = vec![message(|failed: &mut v1::FailedHandshakes| {
+                        failed.reason = "unknown_issuer".to_owned();
+                        failed.count = count;
+                    })];
+                }
+            }
+        }
+        held(&self.seat.view).reports += 1;
+        session.report(message(|report: &mut v1::Report| {
+            report.since_ms = 1;
+            report.handshakes = identity.handshakes.iter().rev().take(4).rev().cloned().collect();
+        }));
     }
 
     /// Replaces what is trusted; all of it or nothing.
@@ -376,6 +445,13 @@ impl Client {
 async fn next(session: &mut Option<Session>) -> Result<v1::WatchResponse, Fault> {
     match session {
         Some(session) => session.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn due(reports: &mut Option<Interval>) {
+    match reports {
+        Some(interval) => drop(interval.tick().await),
         None => std::future::pending().await,
     }
 }

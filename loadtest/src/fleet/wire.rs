@@ -224,6 +224,13 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Says how handshakes have ended; where so much waits already, the next report says it.
+    pub(super) fn report(&self, report: v1::Report) {
+        let _ = self.requests.try_send(v1::WatchRequest { message: Some(Message::Report(report)) });
+    }
+}
+
 /// A message of which a light client sets what it knows; the contract may have more.
 pub(super) fn message<T: Default>(set: impl FnOnce(&mut T)) -> T {
     let mut message = T::default();

@@ -11,6 +11,7 @@ mod admin;
 mod apps;
 mod attestation;
 mod auto;
+mod canary;
 mod clock;
 mod control_clock;
 mod demo;

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use postern_loadtest::app::App;
 use postern_loadtest::http;
-use postern_loadtest::mesh::{Mesh, Sidecar, until};
+use postern_loadtest::mesh::{ControlOptions, Mesh, Sidecar, until};
 use serde_json::Value;
 
 const FAILED: &[(&str, &str)] = &[("result", "failed")];
@@ -46,11 +46,14 @@ fn wait_until_renewed(mesh: &Mesh, sidecar: &Sidecar, before: &str, limit: Durat
 
 #[test]
 fn a_new_root_takes_over_under_load_without_a_failed_handshake() {
-    let (mesh, app) = (Mesh::start().unwrap(), App::http("hello").unwrap());
+    let config = "ca: { rotation: { canary: { watch: 3s } } }\n".to_owned();
+    let mesh = Mesh::start_with(ControlOptions { config, ..ControlOptions::default() }).unwrap();
+    let app = App::http("hello").unwrap();
     let (shop, web) = pair(&mesh, &app);
     let before = mesh.control.json(&["status"]).unwrap()["root"].clone();
     let traffic = steady(web.outbound(), 20);
-    let answer = mesh.control.json(&["ca", "rotate", "--root"]).unwrap();
+    // One of the two goes first.
+    let answer = mesh.control.json(&["ca", "rotate", "--root", "--canary", "1%"]).unwrap();
     assert_eq!(answer["rotation"]["state"], "active", "{answer}");
     let after = mesh.control.json(&["status"]).unwrap()["root"].clone();
     assert_ne!(before, after, "a join string carries the new root's pin from now on");
@@ -92,9 +95,9 @@ fn a_rotation_waits_for_a_proxy_that_is_away_and_for_tokens_that_know_the_old_ro
     let token = mesh.control.token(&mesh.id("late"), &["--ttl", "1h"]).unwrap();
     let pid = Pid::from_raw(i32::try_from(web.pid()).unwrap());
     kill(pid, Signal::SIGSTOP).unwrap();
-    let begun = mesh.control.json(&["ca", "rotate", "--root", "--detach"]).unwrap();
+    let begun = mesh.control.json(&["ca", "rotate", "--root", "--no-canary", "--detach"]).unwrap();
     assert_eq!(begun["rotation"]["state"], "prepared", "{begun}");
-    let second = mesh.control.cli(&["ca", "rotate", "--root", "--detach"]).unwrap();
+    let second = mesh.control.cli(&["ca", "rotate", "--root", "--no-canary", "--detach"]).unwrap();
     assert!(second.stderr.contains("a rotation is under way"), "{}", second.stderr);
     mesh.control.kill9();
     mesh.control.restart().unwrap();

@@ -24,6 +24,7 @@ use super::{Body, OnThisThread, Request, Version};
 use crate::dial::{self, Miss};
 use crate::discover::Upstream;
 use crate::snapshot::Trust;
+use crate::telemetry::Direction;
 use crate::tls::{self, Alpn, Credentials};
 use crate::upstream::circuit::{Circuit, Permit, Resource};
 use crate::worker::Worker;
@@ -362,7 +363,7 @@ async fn connect(
         None => {
             let tcp = dial::plain(worker, &key.address).await?;
             let version = if key.speaks == Speaks::Http2 { Version::Http2 } else { Version::Http1 };
-            (handshake(tcp, version, open).await?, None)
+            (handshake(worker, tcp, version, open).await?, None)
         }
         Some(upstream) => {
             let snapshots = &worker.shared.snapshots;
@@ -374,7 +375,7 @@ async fn connect(
                 Some(tls::ALPN_H2) => Version::Http2,
                 _ => Version::Http1,
             };
-            (handshake(secured.tls, version, open).await?, made_with)
+            (handshake(worker, secured.tls, version, open).await?, made_with)
         }
     };
     let now = Instant::now();
@@ -384,7 +385,7 @@ async fn connect(
 }
 
 /// Begins HTTP on a connection; its task ends with it, or when `open` is closed.
-async fn handshake<S>(io: S, version: Version, open: Open) -> Result<Sender, Miss>
+async fn handshake<S>(worker: &Rc<Worker>, io: S, version: Version, open: Open) -> Result<Sender, Miss>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -393,7 +394,7 @@ where
     match version {
         Version::Http1 => {
             let (sender, connection) = http1::handshake(io).await.map_err(failed)?;
-            tokio::task::spawn_local(drive(open, connection));
+            tokio::task::spawn_local(drive(Rc::clone(worker), open, connection));
             Ok(Sender::Http1(Some(sender)))
         }
         Version::Http2 => {
@@ -407,13 +408,18 @@ where
                 .handshake(io)
                 .await
                 .map_err(failed)?;
-            tokio::task::spawn_local(drive(open, connection));
+            tokio::task::spawn_local(drive(Rc::clone(worker), open, connection));
             Ok(Sender::Http2(sender))
         }
     }
 }
 
-async fn drive(open: Open, connection: impl Future<Output = hyper::Result<()>>) {
-    // How it ended, the requests that it carried have been told.
-    let _ = open.unless_closed(connection).await;
+async fn drive(worker: Rc<Worker>, open: Open, connection: impl Future<Output = hyper::Result<()>>) {
+    // How it ended, the requests that it carried have been told; that the peer refused our certificate, which in TLS 1.3 comes
+    // after the handshake, nobody has counted yet.
+    let Ok(Err(error)) = open.unless_closed(connection).await else { return };
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    if let Some(failure) = cause.and_then(tls::received_alert) {
+        worker.shared.telemetry.metrics.handshake_failed(Direction::Outbound, failure.reason);
+    }
 }

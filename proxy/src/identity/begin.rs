@@ -11,6 +11,7 @@ use postern_config::wire::v1;
 use super::apply::Held;
 use super::cache::Cache;
 use super::control::{self, ControlError};
+use super::handshakes::Accounts;
 use super::join::JoinSource;
 use super::key::{Issued, Request};
 use super::renewal::Schedule;
@@ -112,6 +113,8 @@ impl Driver {
             pen: setup.pen,
             writing: None,
             unsaved: false,
+            accounts: Accounts::begin(),
+            reports: None,
         };
         let begun = driver.apply(&restored).and_then(|()| driver.publish_identity());
         begun.map_err(|why| match resumed_from {

@@ -248,6 +248,14 @@ impl Session {
     }
 }
 
+impl Session {
+    /// Says how handshakes have ended. Where so much waits already, the next report says it.
+    pub fn report(&self, report: v1::Report) {
+        let message = Some(v1::watch_request::Message::Report(report));
+        let _ = self.requests.try_send(v1::WatchRequest { message });
+    }
+}
+
 async fn send(requests: &mpsc::Sender<v1::WatchRequest>, message: v1::watch_request::Message) {
     // A closed queue means that the stream is over, which `next` reports.
     let _ = requests.send(v1::WatchRequest { message: Some(message) }).await;

@@ -34,6 +34,8 @@ fn driver(address: String, join: Option<JoinSource>) -> Driver {
         pen: Pen::default(),
         writing: None,
         unsaved: false,
+        accounts: Accounts::begin(),
+        reports: None,
     }
 }
 

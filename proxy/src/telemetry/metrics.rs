@@ -21,6 +21,7 @@ use super::gateway::GatewayMetrics;
 use super::histogram::Histogram;
 use super::requests::Requests;
 use crate::acme::metrics::AcmeMetrics;
+use crate::identity::handshakes::Totals;
 use crate::jwt::metrics::JwtMetrics;
 use crate::snapshot::Snapshots;
 use crate::tls::ChainCounters;
@@ -224,6 +225,12 @@ impl Metrics {
     /// A handshake that failed.
     pub fn handshake_failed(&self, direction: Direction, reason: Reason) {
         self.handshakes[direction as usize].failed[reason as usize].inc();
+    }
+
+    /// How handshakes in this direction have ended so far.
+    pub fn handshake_totals(&self, direction: Direction) -> Totals {
+        let handshakes = &self.handshakes[direction as usize];
+        Totals { ok: handshakes.ok.get(), failed: handshakes.failed.iter().map(Counter::get).collect() }
     }
 
     /// A connection that ended.

@@ -100,6 +100,11 @@ impl Credentials {
         self.leaf.serial.iter().map(|b| format!("{b:02x}")).collect()
     }
 
+    /// The key identifier of the authority that signed it.
+    pub fn authority(&self) -> &[u8] {
+        &self.leaf.issuer_key_id
+    }
+
     /// The chain as it is presented.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.certified.cert

@@ -143,6 +143,45 @@ async fn root_and_issuing_ca_live_on_a_token_and_sign_across_rotations_and_resta
 }
 
 #[tokio::test]
+async fn a_root_on_a_token_is_replaced_by_one_that_is_made_there() {
+    let token = Token::new();
+    let control = token.start(&softhsm());
+    let (join, svid) = enrolled(&control, "/a", &[]).await;
+    // It holds the new root and says so: an operator need not wait for its certificate to end.
+    let mut watch = crate::watching::Watch::open(&control, &join, &svid).await.unwrap();
+    let begun = control.json(&["ca", "rotate", "--root", "--no-canary", "--detach"]);
+    let generation = loop {
+        let push = watch.next().await.unwrap();
+        watch.acknowledge(push.generation).await;
+        if push.bundles.is_some_and(|b| b.bundles[0].document.matches("x5c").count() == 2) {
+            break push.generation;
+        }
+    };
+    assert!(generation > 0);
+    let new_root = begun["new_root"].as_str().unwrap().to_owned();
+    let signs = || {
+        let all = control.json(&["ca", "list"]);
+        let all = all.as_array().unwrap().clone();
+        all.iter()
+            .any(|a| a["kind"] == "issuing" && a["state"] == "active" && a["issuer"] == new_root.as_str())
+    };
+    crate::watching::until("the new root's issuing CA", signs).await;
+    let renewed = renew(&control, &join, &svid).await.unwrap();
+    assert_ne!(renewed.chain[1], svid.chain[1]);
+
+    let dir = control.dir();
+    drop(control);
+    let control = Control::spawn(dir, token.serve(&softhsm()));
+    control.json(&["ca", "rotate"]);
+    let again = renew(&control, &join, &renewed).await.unwrap();
+    assert_ne!(again.chain[1], renewed.chain[1], "the new root's key is found on the token and signs");
+    let all = control.json(&["ca", "list"]);
+    let active = all.as_array().unwrap().iter().find(|a| a["kind"] == "issuing" && a["state"] == "active");
+    assert_eq!(active.unwrap()["issuer"], new_root.as_str());
+    holds_no_key(&control.data().join("ca"));
+}
+
+#[tokio::test]
 async fn a_token_that_is_pulled_out_refuses_clearly_and_comes_back_by_itself() {
     let token = Token::new();
     let control = token.start(&softhsm());

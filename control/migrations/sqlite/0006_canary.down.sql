@@ -1,0 +1,11 @@
+DROP TABLE canary_reports;
+ALTER TABLE issuing_requests DROP COLUMN root;
+DELETE FROM rotations WHERE kind <> 'root';
+UPDATE rotations SET stage = 'pruned' WHERE stage IN ('rolling_back', 'rolled_back');
+UPDATE rotations SET stage = 'prepared' WHERE stage = 'canary';
+ALTER TABLE rotations DROP COLUMN kind;
+ALTER TABLE rotations DROP COLUMN replica;
+ALTER TABLE rotations DROP COLUMN share;
+ALTER TABLE rotations DROP COLUMN bound;
+ALTER TABLE rotations DROP COLUMN watch;
+ALTER TABLE rotations DROP COLUMN reason;
