@@ -7,6 +7,7 @@ use crate::store::{Change, Record, Store, StoreError};
 
 pub mod chain;
 pub mod checkpoint;
+pub mod syslog;
 pub mod verify;
 
 tokio::task_local! {

@@ -12,6 +12,7 @@ use super::client::Client;
 use super::{CliError, Common, output};
 use crate::api::model::{ChainView, Checkpoints};
 use crate::audit::checkpoint::Checkpoint;
+use crate::audit::syslog;
 use crate::audit::verify::{Given, Report, Verifier};
 use crate::clock::{millis, now_ms, rfc3339};
 use crate::store::Record;
@@ -50,8 +51,10 @@ enum Command {
         #[arg(long, default_value_t = 10, value_name = "COUNT")]
         last: u32,
     },
-    /// Print records and signed checkpoints, one JSON object a line
-    #[command(after_help = "Example:\n  postern audit export --since 24h > audit.jsonl")]
+    /// Print records and signed checkpoints, one JSON object a line; or records as syslog messages
+    #[command(
+        after_help = "Examples:\n  postern audit export --since 24h > audit.jsonl\n  postern audit export --since 24h --format syslog | nc -q1 siem 601"
+    )]
     Export {
         /// From when: a time (2026-11-01T00:00:00Z) or how long ago (24h) [default: everything]
         #[arg(long, value_name = "TIME", value_parser = since)]
@@ -81,6 +84,8 @@ enum Command {
 enum Format {
     /// JSON lines
     Jsonl,
+    /// RFC 5424 messages, one a line; records alone
+    Syslog,
 }
 
 /// A line of an export.
@@ -104,6 +109,12 @@ impl Audit {
             }
             Some(Command::Tail { follow, last }) => tail(&client, follow, last, common.is_json()).await,
             Some(Command::Export { since, format: Format::Jsonl }) => export(&client, since).await,
+            Some(Command::Export { since, format: Format::Syslog }) => {
+                let host =
+                    nix::unistd::gethostname().ok().and_then(|h| h.into_string().ok()).unwrap_or_default();
+                let line = |record: &Record| output::print(&syslog::message(record, &host));
+                all_records(&client, since.unwrap_or(i64::MIN), line).await
+            }
             Some(Command::Verify { checkpoints, export, keys }) => {
                 let exported = checkpoints.map(|dir| exported(&dir)).transpose()?;
                 let given = Given {

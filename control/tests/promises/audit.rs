@@ -222,3 +222,48 @@ fn tail_follows_and_the_api_answers_with_the_records_id() {
     );
     assert_eq!(next["id"].as_str().unwrap().len(), 26);
 }
+
+#[tokio::test]
+async fn an_export_for_syslog_has_one_line_a_record_and_no_secret() {
+    let control = Control::start();
+    let join = control.token("/a", &["--label", "team=\"]\\"]);
+    let exported = control.cli(&["audit", "export", "--format", "syslog"]);
+    assert!(exported.status.success(), "{exported:?}");
+    let text = String::from_utf8(exported.stdout).unwrap();
+    let records = control.json(&["audit", "--last", "1000"]);
+    assert_eq!(text.lines().count(), records.as_array().unwrap().len());
+    for (line, record) in text.lines().zip(records.as_array().unwrap()) {
+        assert!(line.starts_with("<109>1 20"), "{line}");
+        assert!(line.contains(&format!(r#" hash="{}"] {{"#, record["hash"].as_str().unwrap())), "{line}");
+    }
+    assert!(text.contains(&join.token_id));
+    assert!(!text.contains(&*join.reveal()), "no secret");
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_written_is_no_readiness() {
+    let control = Control::start();
+    let sql = |statement: &str| {
+        let mut command = std::process::Command::new("sqlite3");
+        command.args(["-cmd", ".timeout 20000"]).arg(control.data().join("postern.db")).arg(statement);
+        assert!(command.status().unwrap().success());
+    };
+    let readiness = async |wanted: u16| {
+        let asked = async {
+            loop {
+                let (status, said) = control.probe("/readyz").await;
+                if status == wanted {
+                    return said;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(crate::harness::LONG, asked).await.expect("readiness does not change")
+    };
+    assert_eq!(readiness(200).await, "ok\n");
+    sql("CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'no room left'); END");
+    let said = readiness(503).await;
+    assert!(said.contains("audit: no record can be written") && said.contains("no room left"), "{said}");
+    sql("DROP TRIGGER full");
+    readiness(200).await;
+}
