@@ -32,6 +32,7 @@ mod command;
 mod identity;
 mod issuance;
 mod ledger;
+mod model;
 mod report;
 mod scenario;
 mod schedule;

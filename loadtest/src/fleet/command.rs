@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use postern_config::file::Span;
 
+use super::model::Measured;
 use super::report::{self, Progress};
 use super::scenario::{Run, Scenario};
 use super::{Admin, Plan, issuance, usage};
@@ -38,6 +39,7 @@ struct Against {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   postern-loadtest fleet --proxies 10000 --output json
+  postern-loadtest fleet --proxies 2000 --model 1000000
   postern-loadtest fleet --proxies 500 --scenario push --join-from pki --control 127.0.0.1:7443 --pid 4711
 
 Exit codes: 0 every client got and kept its identity, 1 otherwise, 2 wrong usage.")]
@@ -54,6 +56,10 @@ pub struct Command {
     /// How long the scenario `spread` lasts
     #[arg(long, default_value = "30s", value_name = "TIME")]
     spread: Span,
+    /// Says what so many proxies would need, from what these cost, with the assumptions; needs the process (--pid) where
+    /// the control plane is not started for this run
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    model: Option<u64>,
     /// After this long it ends, whatever is still missing
     #[arg(long, default_value = "10m", value_name = "TIME")]
     limit: Span,
@@ -129,7 +135,9 @@ pub fn run(command: &Command) -> Result<bool> {
     let is_good = tally.enrolled == command.proxies as u64
         && tally.serials_twice.is_empty()
         && tally.expired + tally.unusable + tally.pushes_refused + tally.renewals_refused == 0;
-    report::print(command.proxies, &findings, &tally, is_good, command.is_json())?;
+    let model =
+        command.model.map(|proxies| Measured::of(&findings).of_fleet(proxies, command.ttl.as_duration()));
+    report::print(command.proxies, &findings, &tally, model.as_ref(), is_good, command.is_json())?;
     Ok(is_good)
 }
 
@@ -147,7 +155,7 @@ pub fn run_issuance(command: &Issuance) -> Result<bool> {
     let duration = command.duration.as_duration();
     let finding = issuance::measure(&plan, joins, target.pid, command.in_flight, duration, progress)?;
     progress.clear();
-    report::print(command.enrollments, &[finding], &super::Tally::default(), true, command.is_json())?;
+    report::print(command.enrollments, &[finding], &super::Tally::default(), None, true, command.is_json())?;
     Ok(true)
 }
 

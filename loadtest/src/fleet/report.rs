@@ -27,6 +27,11 @@ impl Finding {
         self
     }
 
+    /// One figure by its name.
+    pub(super) fn figure(&self, name: &str) -> Option<&Value> {
+        self.figures.iter().find(|(n, _)| *n == name).map(|(_, value)| value)
+    }
+
     /// First, middle, 99th percentile and last of values in order of size, in milliseconds.
     pub(super) fn with_latencies(self, sorted: &[Duration]) -> Self {
         self.with("first_ms", ms(quantile(sorted, 0.0)))
@@ -53,19 +58,34 @@ pub(super) fn print(
     proxies: usize,
     findings: &[Finding],
     tally: &Tally,
+    model: Option<&Value>,
     is_good: bool,
     as_json: bool,
 ) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if as_json {
         let scenarios: Vec<Value> = findings.iter().map(Finding::to_json).collect();
-        let whole = json!({ "proxies": proxies, "scenarios": scenarios, "tally": tally, "ok": is_good });
+        let mut whole = json!({ "proxies": proxies, "scenarios": scenarios, "tally": tally, "ok": is_good });
+        if let Some(model) = model {
+            whole["model"] = model.clone();
+        }
         return writeln!(out, "{whole}");
     }
     for finding in findings {
         let figures: Vec<String> =
             finding.figures.iter().map(|(name, value)| format!("{name} {value}")).collect();
         writeln!(out, "{:<8} {}", finding.name, figures.join("  "))?;
+    }
+    for (name, value) in model.and_then(Value::as_object).into_iter().flatten() {
+        match value {
+            Value::Array(lines) => {
+                for line in lines.iter().filter_map(Value::as_str) {
+                    writeln!(out, "model    assumes: {line}")?;
+                }
+            }
+            Value::Null => writeln!(out, "model    {name}: not measured here")?,
+            value => writeln!(out, "model    {name} {value}")?,
+        }
     }
     if !is_good {
         writeln!(out, "FAILED: {}", serde_json::to_string(tally).unwrap_or_default())?;

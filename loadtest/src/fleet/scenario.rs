@@ -53,6 +53,12 @@ impl Run<'_> {
             .with("identities_per_second", (all as f64 / enrolled.as_secs_f64()).round())
             .with("all_connected_ms", ms(began.elapsed()))
             .with("tried_again", fleet.tally().enrollments_tried_again);
+        let grown =
+            before.zip(self.usage()?).map(|(b, a)| a.peak_rss.saturating_sub(b.peak_rss) / all as u64);
+        let finding = match grown {
+            Some(bytes) => finding.with("server_bytes_each", bytes),
+            None => finding,
+        };
         Ok((fleet, self.cost(finding, before, all)?))
     }
 
