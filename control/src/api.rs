@@ -61,6 +61,8 @@ pub struct Plane {
     pub presented: Arc<tls::Presented>,
     /// Held while a new issuing CA takes over.
     pub rotating: tokio::sync::Mutex<()>,
+    /// What stands between this process and its work, and how far its clock is believed.
+    pub health: crate::health::Health,
     /// Who is connected.
     pub proxies: Proxies,
     /// Token exchange, where it is on.

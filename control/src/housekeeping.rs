@@ -45,6 +45,10 @@ pub(crate) async fn run(plane: Arc<Plane>, shutdown: CancellationToken) {
             _ = rounds.tick() => {}
         }
         let done = keep(&plane, &mut own, round).await;
+        plane.health.note_store(match &done {
+            Err(ServeError::Store(error)) => Some(error),
+            _ => None,
+        });
         match &done {
             // An outage of the store fails every round; once is enough to say so.
             Err(error) if !failing => tracing::error!(%error, "housekeeping failed"),
@@ -71,6 +75,7 @@ pub(crate) async fn probe_keys(plane: Arc<Plane>, shutdown: CancellationToken) {
         for (key, usable) in plane.ca.probe_keys() {
             plane.metrics.key_usable(key, usable.is_ok());
         }
+        plane.health.probe_audit(&plane.store).await;
     }
 }
 
@@ -119,11 +124,12 @@ async fn keep(plane: &Plane, own: &mut Replica, round: u32) -> Result<(), ServeE
         return Ok(());
     }
     replica::beat(&plane.store, own).await?;
+    plane.health.look(&plane.replica, &plane.store.replicas().await?);
     let until = now_ms() + millis(LEASE);
     if let Some(lease) = plane.store.lease("housekeeping", &plane.replica, now_ms(), until).await? {
         for_all(plane, &lease, round.is_multiple_of(CLEAN_UP)).await?;
     }
-    let now = now_ms() / 1000;
+    let now = plane.health.believed_ms() / 1000;
     without_key(plane.keep_trial().await)?;
     plane.publisher.catch_up().await?;
     if plane.ca.is_due(now) {
@@ -183,13 +189,18 @@ fn without_key(done: Result<(), ServeError>) -> Result<(), ServeError> {
 /// The work that one replica does for all.
 async fn for_all(plane: &Plane, lease: &Lease, clean_up: bool) -> Result<(), ServeError> {
     plane.publisher.sweep(lease).await?;
-    for ended in plane.store.declared().await?.into_iter().filter(|d| d.has_ended(now_ms())) {
+    for ended in plane.store.declared().await?.into_iter().filter(|d| d.has_ended(plane.health.believed_ms()))
+    {
         let id = ended.spec.spiffe_id;
         if plane.store.is_in_service(&id, now_ms()).await? {
             let mut change = plane.store.change().await?;
             change.fence(lease).await?;
             // Somebody may have given it more time meanwhile.
-            if change.declared(&id).await?.is_some_and(|declared| declared.has_ended(now_ms())) {
+            if change
+                .declared(&id)
+                .await?
+                .is_some_and(|declared| declared.has_ended(plane.health.believed_ms()))
+            {
                 revoke::retire(change, &id, "its declared end has come", "control").await?;
                 plane.publisher.catch_up().await?;
             }
@@ -208,13 +219,15 @@ async fn for_all(plane: &Plane, lease: &Lease, clean_up: bool) -> Result<(), Ser
         }
     }
     if clean_up {
-        let before = now_ms() - millis(KEPT);
+        // By a clock that is ahead, revocations would be swept whose certificates are good again once it is right.
+        let now = plane.health.believed_ms();
+        let before = now - millis(KEPT);
         let mut change = plane.store.change().await?;
         change.fence(lease).await?;
         change.forget_certificates(before).await?;
         change.forget_tokens(before).await?;
         change.forget_attestations(before).await?;
-        if change.sweep_revocations(now_ms()).await? > 0 {
+        if change.sweep_revocations(now).await? > 0 {
             change.advance("generation").await?;
         }
         change.commit().await?;

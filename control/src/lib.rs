@@ -35,6 +35,7 @@ pub mod digest;
 pub mod exchange;
 pub mod federation;
 pub mod fetch;
+pub mod health;
 mod housekeeping;
 pub mod issue;
 pub mod jwt;
@@ -203,6 +204,7 @@ pub async fn run(
         pki: attestors.pki(),
         grace: api::callers::Grace::new(&config.svid),
         rotating: tokio::sync::Mutex::default(),
+        health: health::Health::default(),
         proxies: publish::Proxies::default(),
         streams: TaskTracker::new(),
         advertise: config.advertise.clone().unwrap_or_else(|| advertised(bound)),

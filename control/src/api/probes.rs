@@ -11,7 +11,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::Plane;
-use crate::clock::now_ms;
 
 /// Serves probes until `shutdown`.
 pub async fn serve(listener: TcpListener, plane: Arc<Plane>, shutdown: CancellationToken) {
@@ -26,19 +25,14 @@ pub async fn serve(listener: TcpListener, plane: Arc<Plane>, shutdown: Cancellat
     }
 }
 
-/// Ready: it can sign, and the store answers.
+/// Ready: it can sign, the store answers, and what it does can be put on record. Otherwise one line for each reason.
 async fn ready(State(plane): State<Arc<Plane>>) -> Response {
-    let unavailable = |why: String| (StatusCode::SERVICE_UNAVAILABLE, why + "\n").into_response();
-    if plane.ca.issuing().not_after <= now_ms() / 1000 {
-        return unavailable("the issuing CA has expired".to_owned());
+    let faults = plane.health.faults(&plane).await;
+    if faults.is_empty() {
+        return "ok\n".into_response();
     }
-    if let Some(fault) = plane.ca.issuing().signer.key().fault() {
-        return unavailable(fault.to_string());
-    }
-    match plane.store.counter("generation").await {
-        Ok(_) => "ok\n".into_response(),
-        Err(error) => unavailable(error.to_string()),
-    }
+    let lines: String = faults.iter().map(|fault| format!("{}: {}\n", fault.what, fault.why)).collect();
+    (StatusCode::SERVICE_UNAVAILABLE, lines).into_response()
 }
 
 async fn metrics(State(plane): State<Arc<Plane>>) -> Response {

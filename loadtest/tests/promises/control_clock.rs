@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use postern_loadtest::fleet::{Admin, Fleet, Plan};
+use postern_loadtest::http;
 use postern_loadtest::mesh::{Mesh, until};
 
 use crate::clock::FakeClock;
@@ -26,6 +27,14 @@ fn under_a_clock() -> (Mesh, FakeClock, Fleet) {
     let fleet = Fleet::start(plan, joins).unwrap();
     assert!(fleet.wait(SOON, |f| f.tally().sessions >= CLIENTS as u64), "{:?}", fleet.tally());
     (mesh, clock, fleet)
+}
+
+/// `/readyz` says what is wrong with the clock.
+fn assert_unready(mesh: &Mesh, why: &str) {
+    let asked =
+        || http::get(mesh.control.metrics_address(), "/readyz", SOON).ok().map(|answer| answer.text());
+    let told = until(SOON, || asked().filter(|text| text.contains("clock: ") && text.contains(why)));
+    assert!(told.is_some(), "{why}: {:?}", asked());
 }
 
 /// Everybody is connected, renews and hears of changes.
@@ -57,6 +66,7 @@ fn a_day_back_nothing_is_issued_and_afterwards_everything_is_as_before() {
         logs.iter().map(ToString::to_string).find(|l| l.contains("signing failed") && l.contains("clock"))
     });
     assert!(told.is_some(), "the log says that it is the clock");
+    assert_unready(&mesh, "before the issuing CA's notBefore");
     clock.set("+0");
     assert_well(&mesh, &fleet, "after a day back");
 }
@@ -75,4 +85,26 @@ fn a_day_ahead_callers_are_refused_and_all_come_back_by_themselves() {
     assert_eq!(fleet.tally().unusable, 0, "nobody was given what is dated tomorrow");
     clock.set("+0");
     assert_well(&mesh, &fleet, "after a day ahead");
+}
+
+#[test]
+fn more_than_half_of_the_issuing_ca_ahead_nothing_is_rotated_into_the_future() {
+    let (mesh, clock, fleet) = under_a_clock();
+    let issuing = || mesh.control.json(&["status"]).unwrap()["issuing"]["key_id"].clone();
+    let before = issuing();
+    // The issuing CA lives for seven days.
+    clock.set("+4d");
+    assert_unready(&mesh, "more than half of the issuing CA's life");
+    // Housekeeping has seen the jump; several of its rounds go by until every client was refused.
+    fleet.renew();
+    assert!(fleet.wait(SOON, |f| f.tally().renewals_refused > 0), "{:#?}", fleet.tally());
+    fleet.cut();
+    let tried = |f: &Fleet| f.tally().sessions_tried_again > CLIENTS as u64;
+    assert!(fleet.wait(BACK, tried), "{:#?}", fleet.tally());
+    assert_eq!(issuing(), before, "it could sign nothing once the clock is right again");
+    clock.set("+0");
+    assert_well(&mesh, &fleet, "after four days ahead");
+    assert_eq!(issuing(), before);
+    let ready = || http::get(mesh.control.metrics_address(), "/readyz", SOON).unwrap().status == 200;
+    assert!(until(SOON, || ready().then_some(())).is_some());
 }
