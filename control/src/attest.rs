@@ -36,6 +36,8 @@ pub struct Attested {
     pub selectors: Selectors,
     /// What may have one live key: a pod, a token. `None` where every key is as good as another.
     pub binding: Option<String>,
+    /// When the credential was issued, seconds since 1970, where it says so.
+    pub issued_at: Option<i64>,
     /// When the credential ends and `binding` with it, seconds since 1970.
     pub not_after: Option<i64>,
 }
@@ -209,12 +211,15 @@ fn fetcher(ca: Option<&std::path::Path>) -> Result<Arc<Fetcher>, TrustError> {
     Fetcher::new(trust).map(Arc::new)
 }
 
-/// Refuses a token that lives for more than `longest` seconds.
-fn check_life(claims: &serde_json::Map<String, serde_json::Value>, longest: i64) -> Result<i64, Fault> {
+/// When a token was issued and when it ends; refuses one that lives for more than `longest` seconds.
+fn check_life(
+    claims: &serde_json::Map<String, serde_json::Value>,
+    longest: i64,
+) -> Result<(i64, i64), Fault> {
     let seconds = |name| claims.get(name).and_then(serde_json::Value::as_f64).map(|at| at.floor() as i64);
     let (issued, ends) =
         (seconds("iat").ok_or(Fault::Claims("iat"))?, seconds("exp").ok_or(Fault::Claims("exp"))?);
-    if ends.saturating_sub(issued) > longest { Err(Fault::Life) } else { Ok(ends) }
+    if ends.saturating_sub(issued) > longest { Err(Fault::Life) } else { Ok((issued, ends)) }
 }
 
 #[cfg(test)]
@@ -225,7 +230,7 @@ mod tests {
     fn a_life_is_what_the_issuer_gave_and_not_what_is_left_of_it() {
         let claims =
             |iat: i64, exp: i64| serde_json::json!({ "iat": iat, "exp": exp }).as_object().cloned().unwrap();
-        assert_eq!(check_life(&claims(1000, 1600), 600).unwrap(), 1600);
+        assert_eq!(check_life(&claims(1000, 1600), 600).unwrap(), (1000, 1600));
         assert!(matches!(check_life(&claims(1000, 1601), 600), Err(Fault::Life)));
         assert!(matches!(check_life(&serde_json::Map::new(), 600), Err(Fault::Claims("iat"))));
     }

@@ -4,8 +4,9 @@
 //! in the manifest's order.
 //!
 //! A restored store is older than the one that was lost, and nobody knows by how much. So a restore lifts `generation` and
-//! `spiffe_sequence` by [`STRIDE`], ends every join token that was open (it may have been spent since), and begins a new chain of
-//! audit records: the old one may have gone on elsewhere.
+//! `spiffe_sequence` by [`STRIDE`], ends every join token that was open (it may have been spent since), notes the time, before which
+//! no platform's token is good any more (likewise), and begins a new chain of audit records: the old one may have gone on elsewhere.
+//! What it cannot know is what was revoked since: whoever restores has to be told.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read, Write};
@@ -25,6 +26,9 @@ use crate::store::{Location, Store, StoreError};
 pub const STRIDE: u64 = 1 << 20;
 /// The file below the data directory that names the chain of audit records, where that is not the replica's name.
 pub const CHAIN: &str = "chain";
+/// The store's fact that says when it was restored, milliseconds since 1970: credentials that may be used once and are older may have
+/// been used since the backup.
+pub const RESTORED_AT: &str = "restored_at";
 /// The store's file.
 const DATABASE: &str = "postern.db";
 /// The same, while it is being restored: nothing serves from that.
@@ -189,7 +193,9 @@ pub async fn restore(from: &Path, data: &Path) -> Result<Manifest, BackupError> 
     let store = Store::open(&Location::File(data.join(RESTORING))).await?.recording_as(&chain);
     let mut change = store.change().await?;
     change.lift_counters(STRIDE).await?;
-    let ended = change.end_open_tokens(now_ms()).await?;
+    let now = now_ms();
+    let ended = change.end_open_tokens(now).await?;
+    change.set_fact(RESTORED_AT, &now.to_string()).await?;
     let detail = json!({ "backup_at": manifest.at, "tokens_ended": ended, "lifted_by": STRIDE });
     Entry::done("operator", "restore", manifest.trust_domain.clone(), detail).append(&mut change).await?;
     change.commit().await?;

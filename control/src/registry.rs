@@ -60,6 +60,9 @@ pub enum Refusal {
     /// What the credential stands for has another key.
     #[error("the credential is not taken; the control plane's audit record says why")]
     Bound,
+    /// The credential is older than the last restore of the store, which has forgotten what it may have been used for.
+    #[error("the credential is not taken; the control plane's audit record says why")]
+    BeforeRestore,
     /// Whoever has to be asked about the credential does not answer.
     #[error("the credential cannot be judged now; try again later")]
     Unavailable(Fault),
@@ -144,6 +147,7 @@ impl Refusal {
             Self::Credential(fault) | Self::Unavailable(fault) => fault.reason(),
             Self::NotAdmitted(why) => why.reason(),
             Self::Bound => "bound_to_another_key",
+            Self::BeforeRestore => "before_restore",
             Self::Proof => "proof",
             Self::Csr(error) => error.reason(),
             Self::Superseded => "superseded",

@@ -36,7 +36,10 @@ async fn create(
     change.commit().await?;
     entry.log();
     if !plane.store.snapshot(&plane.data.join(&file)).await? {
-        let message = "the store is PostgreSQL: back it up with pg_dump or its own base backups";
+        let message = "the store is PostgreSQL: back it up with pg_dump (one consistent dump of the whole database) or base backups, and \
+                       save beside it, of each replica's data directory, `replica`, `chain` if it is there, `ca/`, `jwt/` and `audit/` \
+                       (they hold private keys, unless those lie in a token or a Vault). A dump that is loaded again is older than what \
+                       was lost, as after `postern restore`: repeat revocations made since then, and let `postern ca rotate --root` follow";
         return Err(Failed::new(StatusCode::CONFLICT, "conflict", message));
     }
     Ok(Json(SnapshotMade { file, trust_domain: plane.ca.trust_domain().to_string() }))

@@ -183,6 +183,7 @@ fn status(refusal: Refusal) -> Status {
         | Refusal::Credential(_)
         | Refusal::NotAdmitted(_)
         | Refusal::Bound
+        | Refusal::BeforeRestore
         | Refusal::Proof
         | Refusal::Superseded
         | Refusal::UnknownSerial

@@ -102,7 +102,7 @@ pub(super) async fn attest<'a>(
     if !ALGORITHMS.contains(&peeked.algorithm) {
         return Err(Fault::Token(Reason::Algorithm));
     }
-    let (bound, ends) = match &cluster.by {
+    let (bound, (issued, ends)) = match &cluster.by {
         By::Review(server) => server.review(token, &cluster.audience, remote, now).await?,
         By::Keys { keys, max_life } => by_keys(keys, *max_life, token, &peeked, cluster, now).await?,
     };
@@ -117,6 +117,7 @@ pub(super) async fn attest<'a>(
         kind: "kubernetes",
         selectors,
         binding: Some(format!("pod {} {}", cluster.name, bound.uid)),
+        issued_at: Some(issued),
         not_after: Some(ends.saturating_add(LEEWAY)),
     };
     Ok((attested, &cluster.rules))
@@ -129,11 +130,11 @@ async fn by_keys(
     peeked: &Peeked,
     cluster: &Cluster,
     now: i64,
-) -> Result<(Bound, i64), Fault> {
+) -> Result<(Bound, (i64, i64)), Fault> {
     let issuer = cluster.issuer.as_deref().unwrap_or_default();
     let verified = keys.verify(token, peeked, issuer, &cluster.audience, now).await?;
-    let ends = check_life(&verified.claims, max_life)?;
-    Ok((claimed(&verified.claims)?, ends))
+    let life = check_life(&verified.claims, max_life)?;
+    Ok((claimed(&verified.claims)?, life))
 }
 
 /// Who the claims of a verified token name. `sub` and `kubernetes.io` are of one mind, or nobody is meant.
@@ -256,17 +257,17 @@ impl ApiServer {
         })
     }
 
-    /// Asks about the token, then about the pod that it was made for; says when the token ends, seconds since 1970.
+    /// Asks about the token, then about the pod that it was made for; says when the token was issued and when it ends, seconds since 1970.
     async fn review(
         &self,
         token: &str,
         audience: &str,
         remote: IpAddr,
         now: i64,
-    ) -> Result<(Bound, i64), Fault> {
+    ) -> Result<(Bound, (i64, i64)), Fault> {
         // Before anybody is asked: what has ended or is for others would be refused anyway.
         let claims = claims_of(token)?;
-        let ends = check_life(&claims, MAX_REVIEWED_LIFE)?;
+        let (issued, ends) = check_life(&claims, MAX_REVIEWED_LIFE)?;
         if ends.saturating_add(LEEWAY) < now / 1000 {
             return Err(Fault::Token(Reason::Expired));
         }
@@ -287,7 +288,7 @@ impl ApiServer {
             return Err(Fault::NotAuthenticated);
         }
         let bound = reviewed(&status.user)?;
-        self.check_pod(&bound, remote).await.map(|node| (Bound { node, ..bound }, ends))
+        self.check_pod(&bound, remote).await.map(|node| (Bound { node, ..bound }, (issued, ends)))
     }
 
     /// Whether the pod is still there and the same; its node.

@@ -55,11 +55,12 @@ pub(super) async fn attest<'a>(
         return Err(Fault::Token(Reason::Algorithm));
     }
     let verified = issuer.keys.verify(token, &peeked, &issuer.issuer, &issuer.audience, now).await?;
-    let ends = check_life(&verified.claims, issuer.max_life)?;
+    let (issued, ends) = check_life(&verified.claims, issuer.max_life)?;
     let attested = Attested {
         kind: "oidc",
         selectors: selectors(&verified.claims),
         binding: Some(format!("oidc {} {}", issuer.issuer, token_name(token, &verified.claims))),
+        issued_at: Some(issued),
         not_after: Some(ends.saturating_add(LEEWAY)),
     };
     Ok((attested, &issuer.rules))

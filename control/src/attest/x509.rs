@@ -45,6 +45,7 @@ impl Pki {
             kind: "x509",
             selectors: certificate.selectors.clone(),
             binding: None,
+            issued_at: None,
             not_after: Some(certificate.not_after),
         };
         Ok((attested, &self.rules))

@@ -27,7 +27,8 @@ pub(super) struct Backup {
   postern restore /var/backups/postern-2026-11-22.backup --data /var/lib/postern
 
 Counters are lifted, so that no proxy ever sees a generation or bundle sequence go backwards. Join tokens that were open are
-ended: they may have been spent since. What was revoked after the backup has to be revoked again.")]
+ended, and platforms' tokens from before the restore are refused: they may have been used since. What was revoked after the backup has
+to be revoked again: the command says how.")]
 pub(super) struct Restore {
     /// The backup
     file: PathBuf,
@@ -64,10 +65,16 @@ impl Restore {
             return output::json(&manifest);
         }
         let data = common.data().display();
+        let at = rfc3339(manifest.at);
         output::print(&format!(
-            "{data} holds {} as of {}; open join tokens are ended, revocations since then have to be made again",
+            "{data} holds {} as of {at}
+lost: what was REVOKED, BANNED or TAINTED after {at} is believed again. Before `postern serve` is reachable, read what came since from
+  exported audit records (`postern audit export`, syslog) and repeat it: `postern revoke`, `postern ca taint`. If nobody knows what came
+  since, begin with `postern ca rotate --root --force`: it cuts off every certificate of before.
+ended: join tokens that were open; tokens of Kubernetes and CI systems from before this restore are refused (`before_restore`), since
+  they may have been used already: kubelets and CI jobs bring new ones by themselves.
+refused: renewals of certificates that were issued after {at} (`unknown_serial`): those workloads enroll anew.",
             manifest.trust_domain,
-            rfc3339(manifest.at)
         ))?;
         if !manifest.with_keys {
             output::print(&format!(

@@ -6,6 +6,7 @@ use super::enroll::{Attempt, check_shape, proven_request};
 use super::{Issued, Refusal, Registry, issued_entry};
 use crate::attest::{self, Admission, Attested, Credential};
 use crate::audit::Entry;
+use crate::backup::RESTORED_AT;
 use crate::clock::now_ms;
 use crate::issue::csr::Csr;
 use crate::store::{Binding, Bound, Change, Lineage};
@@ -52,6 +53,11 @@ impl Registry {
             return Err(Refusal::Revoked);
         }
         if let Some(name) = &attested.binding {
+            // What was bound between the backup and its restore is forgotten: such a credential may have had its key already.
+            let restored = self.store.fact(RESTORED_AT).await?.and_then(|at| at.parse::<i64>().ok());
+            if restored.is_some_and(|at| attested.issued_at.is_none_or(|issued| issued * 1000 <= at)) {
+                return Err(Refusal::BeforeRestore);
+            }
             let not_after = attested.not_after.unwrap_or(i64::MAX / 1000).saturating_mul(1000);
             let binding = Binding { name, spki: &key, lineage: &lineage.id, not_after };
             match change.bind(binding, now_ms()).await? {

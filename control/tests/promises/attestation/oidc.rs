@@ -173,3 +173,35 @@ fn a_configuration_that_would_admit_everybody_is_refused() {
         assert_ne!(output.status.code(), Some(0));
     }
 }
+
+#[tokio::test]
+async fn after_a_restore_a_token_from_before_it_is_refused_and_a_newer_one_is_taken() {
+    let issuing = Issuing::start().await;
+    let control = configured(&issuing);
+    let file = control.dir().path().join("oidc.backup");
+    let path = file.to_str().unwrap();
+    control.json(&["backup", path, "--with-keys"]);
+    // Spent after the backup: the restored store knows nothing of it.
+    let issued = now();
+    enroll(&control, token(&issuing, "1", |_| {}), &Keys::new()).await.unwrap();
+
+    let dir = std::sync::Arc::new(tempfile::tempdir().unwrap());
+    let restored = crate::harness::command(dir.path()).args(["restore", path]).output().unwrap();
+    let said = String::from_utf8(restored.stdout).unwrap();
+    assert!(
+        restored.status.success() && said.contains("REVOKED") && said.contains("postern revoke"),
+        "{said}"
+    );
+    let config = control.dir().path().join("control.yaml");
+    let before = control;
+    let control = Control::start_in(dir, &["--config", config.to_str().unwrap()]);
+    let old = |c: &mut Value| (c["iat"], c["exp"]) = (json!(issued), json!(issued + 300));
+    refused(&control, token(&issuing, "1", old), "before_restore").await;
+    // Tokens have whole seconds: the next one begins after the restore for sure.
+    let restored = now();
+    while now() == restored {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    enroll(&control, token(&issuing, "2", |_| {}), &Keys::new()).await.unwrap();
+    drop(before);
+}
