@@ -244,7 +244,7 @@ async fn an_export_for_syslog_has_one_line_a_record_and_no_secret() {
 async fn a_record_that_cannot_be_written_is_no_readiness() {
     let control = Control::start();
     let sql = |statement: &str| {
-        let mut command = std::process::Command::new("sqlite3");
+        let mut command = Command::new("sqlite3");
         command.args(["-cmd", ".timeout 20000"]).arg(control.data().join("postern.db")).arg(statement);
         assert!(command.status().unwrap().success());
     };
@@ -258,7 +258,7 @@ async fn a_record_that_cannot_be_written_is_no_readiness() {
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
         };
-        tokio::time::timeout(crate::harness::LONG, asked).await.expect("readiness does not change")
+        tokio::time::timeout(LONG, asked).await.expect("readiness does not change")
     };
     assert_eq!(readiness(200).await, "ok\n");
     sql("CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'no room left'); END");
