@@ -15,6 +15,7 @@ pub mod callers;
 pub mod federation;
 pub mod grpc;
 pub mod identities;
+mod jwt;
 pub mod listen;
 pub mod lists;
 pub mod model;

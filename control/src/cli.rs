@@ -14,6 +14,7 @@ mod client;
 mod demo;
 mod federation;
 mod identities;
+mod jwt;
 mod output;
 mod policy;
 mod revoke;
@@ -91,6 +92,9 @@ enum Command {
     /// The certificate authority
     #[command(subcommand)]
     Ca(ca::Command),
+    /// The keys that sign JWT-SVIDs
+    #[command(subcommand)]
+    Jwt(jwt::Command),
     /// Show the newest audit records
     Audit(audit::Audit),
     /// Write the store, and keys if asked for, into one file
@@ -165,6 +169,7 @@ fn run(cli: Cli) -> Result<(), CliError> {
             Command::Status(command) => command.run(common).await,
             Command::Revoke(command) => command.run(common).await,
             Command::Ca(command) => command.run(common).await,
+            Command::Jwt(command) => command.run(common).await,
             Command::Audit(command) => command.run(common).await,
             Command::Backup(command) => command.run(common).await,
             Command::Restore(command) => command.run(common).await,

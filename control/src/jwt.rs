@@ -134,7 +134,29 @@ impl Tokens {
 
     /// Publishes the next key if it is due; whether the bundle has changed.
     pub async fn turn(&self) -> Result<bool, KeysError> {
-        self.keyring.turn(&self.terms, &self.store, now_ms()).await
+        self.keyring.turn(&self.terms, &self.store, now_ms(), None).await
+    }
+
+    /// Publishes the next key of this replica now; it signs as soon as it has been published for long enough.
+    pub async fn rotate(&self, by: &str) -> Result<(), KeysError> {
+        self.keyring.turn(&self.terms, &self.store, now_ms(), Some(by)).await.map(drop)
+    }
+
+    /// Takes a key back, whichever replica holds it: it leaves the bundle, and what it signed is good nowhere. The generation that says
+    /// so; `None` if there is no such key.
+    pub async fn taint(&self, kid: &str, by: &str) -> Result<Option<u64>, KeysError> {
+        let mut change = self.store.change().await?;
+        if !change.remove_jwt_key(kid).await? {
+            return Ok(None);
+        }
+        change.advance("bundle").await?;
+        let generation = change.advance("generation").await?;
+        let entry = Entry::done(by, "jwt taint", kid, json!({ "generation": generation }));
+        entry.append(&mut change).await?;
+        change.commit().await?;
+        entry.log();
+        self.turn().await?;
+        Ok(Some(generation))
     }
 
     /// Signs a token and puts it, or its refusal, on record.
@@ -177,6 +199,10 @@ impl Tokens {
         let mut change = self.store.change_rows().await?;
         if change.subject(wish.id, now).await?.is_banned {
             return Err(JwtRefusal::Revoked);
+        }
+        // Another replica may have taken it back a moment ago.
+        if !change.has_jwt_key(&key.kid).await? {
+            return Err(JwtRefusal::NotYet);
         }
         let jti = self.terms.jti.then(|| ulid::Ulid::new().to_string());
         let statement = Statement {

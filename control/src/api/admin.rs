@@ -52,6 +52,7 @@ pub fn router(plane: Arc<Plane>) -> Router {
         .merge(super::federation::routes())
         .merge(super::revocations::routes())
         .merge(super::rotation::routes())
+        .merge(super::jwt::routes())
         .merge(super::openapi::routes())
         .merge(super::records::routes())
         .merge(super::backup::routes())

@@ -385,6 +385,25 @@ pub struct TaintedView {
     pub at_ms: i64,
 }
 
+/// A published key for JWT-SVIDs.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct JwtKeyView {
+    /// Its name: the thumbprint of its JWK.
+    pub kid: String,
+    /// `published`, `signs` or `retired` (its last token may still be good).
+    pub state: String,
+    /// The replica that holds its private half.
+    pub replica: String,
+    /// Since when it is in the bundle.
+    pub published_at: String,
+    /// When it begins to sign.
+    pub signs_from: String,
+    /// When its successor takes over at the latest.
+    pub signs_until: String,
+    /// When it leaves the bundle.
+    pub ends_at: String,
+}
+
 /// One of the trust domain's own certificates.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 pub struct AuthorityView {

@@ -14,7 +14,7 @@ use super::admin::{Failed, Operator};
 use OperatorRole::{Admin, Operator as Changes, Viewer};
 
 /// The required role of each route.
-pub const TABLE: [(&str, &str, OperatorRole); 34] = [
+pub const TABLE: [(&str, &str, OperatorRole); 37] = [
     ("GET", "/openapi.json", Viewer),
     ("GET", "/v1/status", Viewer),
     ("POST", "/v1/tokens", Changes),
@@ -36,6 +36,9 @@ pub const TABLE: [(&str, &str, OperatorRole); 34] = [
     ("POST", "/v1/ca/rotation", Admin),
     ("GET", "/v1/ca/rotations", Viewer),
     ("POST", "/v1/ca/taint", Admin),
+    ("GET", "/v1/jwt/keys", Viewer),
+    ("POST", "/v1/jwt/rotate", Admin),
+    ("POST", "/v1/jwt/taint", Admin),
     ("GET", "/v1/federation", Viewer),
     ("POST", "/v1/federation", Admin),
     ("DELETE", "/v1/federation/{trust_domain}", Admin),
@@ -101,11 +104,12 @@ mod tests {
     use super::*;
 
     /// Every file that adds routes for operators.
-    const SOURCES: [&str; 8] = [
+    const SOURCES: [&str; 9] = [
         include_str!("admin.rs"),
         include_str!("backup.rs"),
         include_str!("federation.rs"),
         include_str!("identities.rs"),
+        include_str!("jwt.rs"),
         include_str!("openapi.rs"),
         include_str!("records.rs"),
         include_str!("revocations.rs"),

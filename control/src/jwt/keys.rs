@@ -67,6 +67,8 @@ pub struct SigningKey {
     pub kid: String,
     /// When it begins to sign, milliseconds since 1970.
     pub signs_from: i64,
+    /// From when on it may stand in for one that was taken back: verifiers have seen it.
+    pub stands_in_from: i64,
     /// When its successor takes over.
     pub signs_until: i64,
     /// No token may end later.
@@ -111,7 +113,7 @@ impl Keyring {
         let mut keys = Vec::new();
         for published in store.jwt_keys().await?.into_iter().filter(|p| p.replica == replica) {
             if let Some(pair) = files::read_key(&path(dir, published.key.kid()))? {
-                let key = signing(&pair, &published)?;
+                let key = signing(&pair, &published, terms)?;
                 if key.kid == published.key.kid() {
                     keys.push(Arc::new(key));
                 }
@@ -124,22 +126,36 @@ impl Keyring {
             turning: tokio::sync::Mutex::default(),
         };
         keyring.clean_up(now_ms())?;
-        keyring.turn(terms, store, now_ms()).await?;
+        keyring.turn(terms, store, now_ms(), None).await?;
         Ok(keyring)
     }
 
-    /// The key that signs at `now`; `None` while the first one waits to be seen.
+    /// The key that signs at `now`: the newest whose time has come, else one that has been published for long enough; `None` while
+    /// the first one waits to be seen.
     pub fn signing(&self, now: i64) -> Option<Arc<SigningKey>> {
         let keys = self.keys.load();
-        keys.iter().rev().find(|key| key.signs_from <= now && now < key.signs_until).cloned()
+        let live = || keys.iter().filter(|key| now < key.signs_until);
+        let due = live().rfind(|key| key.signs_from <= now);
+        due.or_else(|| live().find(|key| key.stands_in_from <= now)).cloned()
     }
 
-    /// Makes and publishes the next key if half of the last one's time is over; whether it did. Forgets keys that ended.
-    pub async fn turn(&self, terms: &JwtConfig, store: &Store, now: i64) -> Result<bool, KeysError> {
+    /// Makes and publishes the next key if half of the last one's time is over, or `by` somebody's wish; whether it did. Forgets keys
+    /// that ended, and those that were taken back: where none is left that may sign, the next one does so at once.
+    pub async fn turn(
+        &self,
+        terms: &JwtConfig,
+        store: &Store,
+        now: i64,
+        by: Option<&str>,
+    ) -> Result<bool, KeysError> {
         let _turn = self.turning.lock().await;
+        let taken_back = self.drop_taken_back(store).await?;
         let last = self.keys.load().last().cloned();
-        if last.as_ref().is_some_and(|last| now < last.signs_from + (last.signs_until - last.signs_from) / 2)
-        {
+        let is_due = last
+            .as_ref()
+            .is_none_or(|last| now >= last.signs_from + (last.signs_until - last.signs_from) / 2);
+        let is_bare = taken_back && self.signing(now).is_none();
+        if !is_due && !is_bare && by.is_none() {
             return Ok(false);
         }
         self.clean_up(now)?;
@@ -149,10 +165,15 @@ impl Keyring {
         let mut change = store.change().await?;
         let ahead = match change.count_jwt_keys().await? {
             0 => 0,
+            // Whoever meets an unknown key looks it up; without a key nobody gets a token.
+            _ if is_bare => 0,
             _ => millis(terms.publish_ahead.as_duration()),
         };
         // The last one goes on until then, unless its time is over already.
-        let signs_from = last.map_or(now + ahead, |last| last.signs_until.max(now + ahead));
+        let signs_from = match last {
+            Some(last) if by.is_none() && !is_bare => last.signs_until.max(now + ahead),
+            _ => now + ahead,
+        };
         let signs_until = signs_from + millis(terms.rotation.as_duration());
         let published = PublishedJwtKey {
             replica: self.replica.clone(),
@@ -166,13 +187,35 @@ impl Keyring {
         change.advance("bundle").await?;
         change.advance("generation").await?;
         let detail = json!({ "signs_from": signs_from, "signs_until": signs_until });
-        let entry = Entry::done("control", "jwt key", published.key.kid(), detail);
+        let entry = Entry::done(by.unwrap_or("control"), "jwt key", published.key.kid(), detail);
         entry.append(&mut change).await?;
         change.commit().await?;
         entry.log();
         let mut keys = Vec::clone(&self.keys.load());
-        keys.push(Arc::new(signing(&pair, &published)?));
+        keys.push(Arc::new(signing(&pair, &published, terms)?));
         self.keys.store(Arc::new(keys));
+        Ok(true)
+    }
+
+    /// Forgets keys that are not published any more; whether there were any.
+    async fn drop_taken_back(&self, store: &Store) -> Result<bool, KeysError> {
+        let published = store.jwt_keys().await?;
+        let held = self.keys.load();
+        let is_published = |key: &Arc<SigningKey>| published.iter().any(|p| p.key.kid() == key.kid);
+        let kept: Vec<_> = held.iter().filter(|key| is_published(key)).cloned().collect();
+        if kept.len() == held.len() {
+            return Ok(false);
+        }
+        for key in held.iter().filter(|key| !is_published(key)) {
+            let path = path(&self.dir, &key.kid);
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(KeysError::Directory { path, source });
+                }
+                _ => tracing::warn!(kid = %key.kid, "a key for JWT-SVIDs was taken back and is gone"),
+            }
+        }
+        self.keys.store(Arc::new(kept));
         Ok(true)
     }
 
@@ -205,13 +248,18 @@ fn public(point: &[u8]) -> Result<JwtKey, KeysError> {
     Ok(JwtKey::p256(&URL_SAFE_NO_PAD.encode(sha256(canonical.as_bytes())), point)?)
 }
 
-fn signing(pair: &rcgen::KeyPair, published: &PublishedJwtKey) -> Result<SigningKey, KeysError> {
+fn signing(
+    pair: &rcgen::KeyPair,
+    published: &PublishedJwtKey,
+    terms: &JwtConfig,
+) -> Result<SigningKey, KeysError> {
     let der = Zeroizing::new(pair.serialize_der());
     let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &der);
     let pair = pair.map_err(|_| KeysError::Unusable)?;
     Ok(SigningKey {
         kid: public(pair.public_key().as_ref())?.kid().to_owned(),
         signs_from: published.signs_from,
+        stands_in_from: published.published_at + millis(terms.publish_ahead.as_duration()),
         signs_until: published.signs_until,
         ends_at: published.ends_at - LINGER,
         pair,

@@ -63,6 +63,19 @@ impl Change {
         Ok(())
     }
 
+    /// Whether the key of this name is published.
+    pub async fn has_jwt_key(&mut self, kid: &str) -> Result<bool, StoreError> {
+        let found = sqlx::query("SELECT kid FROM jwt_keys WHERE kid = $1").bind(kid);
+        Ok(found.fetch_optional(&mut *self.tx).await?.is_some())
+    }
+
+    /// Takes a key back at once, if it is there; advance `bundle` and `generation` in the same change.
+    pub async fn remove_jwt_key(&mut self, kid: &str) -> Result<bool, StoreError> {
+        let done =
+            sqlx::query("DELETE FROM jwt_keys WHERE kid = $1").bind(kid).execute(&mut *self.tx).await?;
+        Ok(done.rows_affected() == 1)
+    }
+
     /// Takes back keys that ended, and says how many; advance `bundle` and `generation` in the same change if there were any.
     pub async fn sweep_jwt_keys(&mut self, now: i64) -> Result<u64, StoreError> {
         let done =

@@ -233,3 +233,37 @@ fn a_rule_that_could_renew_tokens_for_ever_ends_the_start() {
     start("rules: [ { for: 'spiffe://corp.example/a', audiences: [] } ]", "audiences");
     start("max_ttl: 2h, rules: [ { for: 'spiffe://corp.example/*', audiences: [a] } ]", "max_ttl");
 }
+
+#[tokio::test]
+async fn a_tainted_key_leaves_the_jwks_and_tokens_under_it_are_refused() {
+    let scene = Scene::new();
+    let (mut web, bundle) = workload(&scene.control, "/ns/shop/sa/web").await;
+    let subject = fetch(&mut web, &[AUDIENCE], 60_000).await.unwrap().token;
+    scene.exchange(&subject, &["sts.example"]).await.unwrap();
+    let kid = bundle.jwt_keys()[0].kid().to_owned();
+    failed(&scene.control.cli(&["jwt", "taint", "nobody"]), 1, "postern jwt list");
+    assert_eq!(scene.control.json(&["jwt", "list"])[0]["state"], "signs");
+
+    let published = scene.control.json(&["jwt", "rotate"]);
+    assert_eq!((published.as_array().unwrap().len(), &published[1]["state"]), (2, &json!("published")));
+    // The next key has not been published for long enough to sign, so the one in use goes on.
+    let again = fetch(&mut web, &[AUDIENCE], 60_000).await.unwrap().token;
+    scene.exchange(&again, &["sts.example"]).await.unwrap();
+
+    assert_eq!(scene.control.json(&["jwt", "taint", &kid])["key_id"], *kid);
+    refused(scene.exchange(&subject, &["sts.example"]).await, "400 invalid_request");
+    let keys = scene.control.json(&["jwt", "list"]);
+    assert!(keys.as_array().unwrap().iter().all(|key| key["kid"] != *kid), "{keys}");
+    assert!(
+        !scene.control.data().join("jwt").join(&kid).with_extension("pem").exists(),
+        "the private half is gone"
+    );
+    let jwks = scene.url.replace("/token", "/keys");
+    let request = Request::get(jwks).body(Bytes::new()).unwrap();
+    let answer = scene.client.send(request).await.unwrap();
+    assert_eq!(answer.status().as_u16(), 200);
+    assert!(!String::from_utf8_lossy(answer.body()).contains(&kid));
+    // And tokens go on.
+    let next = fetch(&mut web, &[AUDIENCE], 60_000).await.unwrap().token;
+    scene.exchange(&next, &["sts.example"]).await.unwrap();
+}

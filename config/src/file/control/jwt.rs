@@ -18,7 +18,8 @@ pub struct JwtConfig {
     /// that it signed has ended.
     pub rotation: Span,
     /// How long a key is published before it signs: as long as verifiers need to see it. The first key of a trust domain, which
-    /// no verifier can have missed, signs at once.
+    /// no verifier can have missed, signs at once, and so does the one that follows a tainted key. The first key of a further replica
+    /// waits: until then it refuses tokens (`key_not_yet_published`), and other replicas give them.
     pub publish_ahead: Span,
     /// The `iss` of tokens, for verifiers that find keys by OIDC discovery; an https URL that leads to `public.listen`. Without
     /// it tokens name no issuer, and there is no discovery document.
