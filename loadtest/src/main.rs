@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use postern_loadtest::app::App;
 use postern_loadtest::demo::{self, Demo, Interrupt};
-use postern_loadtest::{fleet, report, run};
+use postern_loadtest::{compare, fleet, peers, report, run};
 
 /// Runs whole meshes of real processes on this machine.
 #[derive(Debug, Parser)]
@@ -23,9 +23,12 @@ enum Command {
     Report(report::Command),
     Fleet(fleet::Command),
     Issuance(fleet::Issuance),
+    Compare(compare::Command),
     /// An HTTP server that says hello, where there is no python3.
     #[command(hide = true)]
     App,
+    #[command(hide = true)]
+    Copy(peers::Copy),
 }
 
 fn main() -> ExitCode {
@@ -36,6 +39,8 @@ fn main() -> ExitCode {
         Command::Demo(demo) => (demo::run(&demo).map(done), demo.is_json()),
         Command::Fleet(command) => (fleet::run(&command).map(done), command.is_json()),
         Command::Issuance(command) => (fleet::run_issuance(&command).map(done), command.is_json()),
+        Command::Compare(command) => (compare::run(&command).map(done), command.is_json()),
+        Command::Copy(copy) => (copy.run().map(|()| done(true)), false),
         Command::App => (app().map(|()| done(true)), false),
     };
     let error = match result {

@@ -68,6 +68,13 @@ impl Mesh {
         Ok(Self { control, binaries, dir })
     }
 
+    /// A control plane from these programs.
+    pub fn start_at(binaries: Binaries) -> Result<Self> {
+        let dir = Directory::new()?;
+        let control = ControlPlane::start(&binaries, dir.path(), ControlOptions::default())?;
+        Ok(Self { control, binaries, dir })
+    }
+
     /// The identity of workload `name`: `spiffe://<trust domain>/ns/demo/sa/<name>`.
     pub fn id(&self, name: &str) -> String {
         format!("spiffe://{}/ns/demo/sa/{name}", self.control.trust_domain())

@@ -234,6 +234,7 @@ impl Command {
         let host = target.rsplit_once(':').map_or(target, |(host, _)| host).trim_matches(['[', ']']);
         let name = self.server_name.clone().or_else(|| self.spiffe_id.is_none().then(|| host.to_owned()));
         let tls = Tls {
+            in_turn: false,
             ca: ca.clone(),
             cert: self.cert.clone(),
             key: self.key.clone(),

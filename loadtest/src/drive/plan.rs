@@ -77,6 +77,10 @@ pub struct Tls {
     pub ca: PathBuf,
     /// Its own chain, leaf first; none for a server that asks for no certificate.
     pub cert: Option<PathBuf>,
+    /// Whether every certificate of `cert` is a leaf of its own, all with the one key, shown in turn: a server sees a chain
+    /// again only after all others.
+    #[serde(default)]
+    pub in_turn: bool,
     /// The key of the leaf.
     pub key: Option<PathBuf>,
     /// The DNS name or address in the server's certificate (and the SNI).
@@ -93,12 +97,27 @@ impl Tls {
     /// Believes this CA; who has to answer is still to be said.
     pub fn new(ca: impl Into<PathBuf>) -> Self {
         let ca = ca.into();
-        Self { ca, cert: None, key: None, server_name: None, spiffe_id: None, kx: None, suite: None }
+        Self {
+            ca,
+            cert: None,
+            in_turn: false,
+            key: None,
+            server_name: None,
+            spiffe_id: None,
+            kx: None,
+            suite: None,
+        }
     }
 
     /// Shows this chain to a server that asks.
     pub fn with_identity(mut self, cert: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         (self.cert, self.key) = (Some(cert.into()), Some(key.into()));
+        self
+    }
+
+    /// Shows each of these leaves in turn.
+    pub fn in_turn(mut self) -> Self {
+        self.in_turn = true;
         self
     }
 

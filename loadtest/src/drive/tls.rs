@@ -2,17 +2,19 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use postern_config::bundle::{BundleSet, TrustBundle};
 use postern_config::id::SpiffeId;
 use postern_config::revocation::Revocations;
 use postern_config::svid::{self, Algorithms, Role, VerifyError};
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme,
 };
@@ -23,6 +25,7 @@ use super::{Kx, Suite, Tls};
 pub(super) fn client_config(tls: &Tls, alpn: &[&str], resume: bool) -> Result<ClientConfig> {
     let provider = Arc::new(provider(tls));
     let roots = certificates(&tls.ca)?;
+    let own = Arc::clone(&provider);
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
     let builder = match tls.suite {
         // The suites are those of TLS 1.3.
@@ -45,7 +48,13 @@ pub(super) fn client_config(tls: &Tls, alpn: &[&str], resume: bool) -> Result<Cl
             let der = PrivateKeyDer::from_pem_file(key)
                 .with_context(|| format!("{}: no PEM key", key.display()))?;
             let pair = || format!("{} and {} do not go together", cert.display(), key.display());
-            builder.with_client_auth_cert(certificates(cert)?, der).with_context(pair)?
+            match tls.in_turn {
+                false => builder.with_client_auth_cert(certificates(cert)?, der).with_context(pair)?,
+                true => {
+                    let key = own.key_provider.load_private_key(der).with_context(pair)?;
+                    builder.with_client_cert_resolver(Arc::new(InTurn::new(certificates(cert)?, &key)))
+                }
+            }
         }
         _ => builder.with_no_client_auth(),
     };
@@ -55,6 +64,31 @@ pub(super) fn client_config(tls: &Tls, alpn: &[&str], resume: bool) -> Result<Cl
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     config.enable_sni = tls.spiffe_id.is_none() || tls.server_name.is_some();
     Ok(config)
+}
+
+/// Many leaves of one key, each handshake the next.
+#[derive(Debug)]
+struct InTurn {
+    leaves: Vec<Arc<CertifiedKey>>,
+    next: AtomicUsize,
+}
+
+impl InTurn {
+    fn new(leaves: Vec<CertificateDer<'static>>, key: &Arc<dyn SigningKey>) -> Self {
+        let certified = |leaf| Arc::new(CertifiedKey::new(vec![leaf], Arc::clone(key)));
+        Self { leaves: leaves.into_iter().map(certified).collect(), next: AtomicUsize::new(0) }
+    }
+}
+
+impl ResolvesClientCert for InTurn {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.leaves.get(number % self.leaves.len().max(1)).cloned()
+    }
+
+    fn has_certs(&self) -> bool {
+        !self.leaves.is_empty()
+    }
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {

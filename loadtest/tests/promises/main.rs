@@ -24,6 +24,7 @@ mod harness;
 mod http;
 mod http_clients;
 mod outage;
+mod peers;
 mod permissive;
 mod policy_push;
 mod programs;
