@@ -6,7 +6,7 @@
 //!
 //! Read in this order: [`id`] (names), [`bundle`] (who is trusted), [`svid`] (the one verifier), [`jwt_svid`] (its sibling),
 //! [`policy`] (who may), [`reason`] (why not), [`file`](mod@file) (what operators write), [`wire`] (what the planes say
-//! to each other), [`enroll`] (how an identity begins), [`attest`](mod@attest) (which identity), [`jwt`] (when a token is believed), [`http`] (the small grammars of
+//! to each other), [`enroll`] (how an identity begins), [`attest`](mod@attest) (which identity), [`tpm`] (what a machine's chip says), [`jwt`] (when a token is believed), [`http`] (the small grammars of
 //! requests).
 
 pub mod attest;
@@ -24,4 +24,5 @@ pub mod registry;
 pub mod revocation;
 pub mod service;
 pub mod svid;
+pub mod tpm;
 pub mod wire;

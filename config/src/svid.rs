@@ -19,6 +19,7 @@ use crate::revocation::Revocations;
 
 mod anchor;
 mod describe;
+pub mod endorsement;
 mod error;
 pub mod foreign;
 #[cfg(test)]

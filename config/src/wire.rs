@@ -34,6 +34,7 @@ impl std::fmt::Debug for v1::enroll_request::Credential {
             Self::KubernetesToken(_) => "KubernetesToken(hidden)",
             Self::OidcToken(_) => "OidcToken(hidden)",
             Self::X509(_) => "X509",
+            Self::Tpm(_) => "Tpm(hidden)",
         })
     }
 }

@@ -1,4 +1,4 @@
-//! What a caller proves by other means than a join token, and by whose word: its cluster's, its CI system's, an existing PKI's.
+//! What a caller proves by other means than a join token, and by whose word: its cluster's, its CI system's, an existing PKI's, its TPM's.
 //!
 //! Nothing is believed that was not covered by a signature which was checked: where somebody else checks it (an API server's
 //! TokenReview), what is read afterwards is the very token that was asked about. Nothing that a credential says of itself
@@ -12,16 +12,21 @@ use postern_config::file::control::attest::AttestConfig;
 use postern_config::id::{SpiffeId, TrustDomain};
 use postern_config::jwt::Reason;
 use postern_config::svid::foreign;
+use postern_config::wire::v1;
+use rustls::pki_types::UnixTime;
 
 use crate::fetch::{Fetcher, Trust, TrustError};
 
 mod jwks;
 mod kubernetes;
 mod oidc;
+mod tpm;
 mod x509;
 
 use kubernetes::Cluster;
 use oidc::Issuer;
+use tpm::Tpms;
+pub use tpm::{Answer, Challenge, TpmFault};
 pub use x509::Pki;
 
 /// How far clocks may be apart; a token is taken for so long after its end, seconds.
@@ -30,7 +35,7 @@ const LEEWAY: i64 = postern_config::jwt::verify::LEEWAY;
 /// What a credential proved.
 #[derive(Debug, Clone)]
 pub struct Attested {
-    /// `kubernetes`, `oidc` or `x509`.
+    /// `kubernetes`, `oidc`, `x509` or `tpm`.
     pub kind: &'static str,
     /// What was proven, by dotted words.
     pub selectors: Selectors,
@@ -51,6 +56,8 @@ pub enum Credential<'a> {
     Oidc(&'a str),
     /// The connection's client certificate; `None` where it has none of the PKI that is believed.
     X509(Option<&'a foreign::Certificate>),
+    /// The answer to a TPM's challenge.
+    Tpm(Answer<'a>),
 }
 
 impl Credential<'_> {
@@ -60,6 +67,7 @@ impl Credential<'_> {
             Self::Kubernetes(_) => "kubernetes",
             Self::Oidc(_) => "oidc",
             Self::X509(_) => "x509",
+            Self::Tpm(_) => "tpm",
         }
     }
 }
@@ -76,6 +84,9 @@ pub enum Fault {
     /// The connection has no client certificate of the PKI that is believed.
     #[error("the connection has no client certificate of the PKI that is believed")]
     NoCertificate,
+    /// A TPM, its keys or its answer.
+    #[error("the TPM is not taken: {0}")]
+    Tpm(TpmFault),
     /// It lives for longer than it may.
     #[error("the token lives too long")]
     Life,
@@ -112,6 +123,7 @@ impl Fault {
             Self::Token(Reason::Expired) => "credential_expired",
             Self::Token(reason) => reason.as_str(),
             Self::NoCertificate => "no_certificate",
+            Self::Tpm(fault) => fault.reason(),
             Self::Life => "token_life",
             Self::Claims(_) => "token_claims",
             Self::NotAuthenticated => "token_review",
@@ -129,9 +141,11 @@ pub enum AttestError {
     /// A rule gives an identity of somebody else.
     #[error("configuration{0}")]
     Config(#[from] postern_config::file::YamlError),
-    /// The roots of the PKI cannot be used.
-    #[error("attest.x509.roots: {}: {why}", path.display())]
+    /// The roots of a PKI cannot be used.
+    #[error("{of}: {}: {why}", path.display())]
     Roots {
+        /// Where the configuration names them.
+        of: &'static str,
         /// The file.
         path: std::path::PathBuf,
         /// What is wrong.
@@ -161,6 +175,7 @@ pub struct Attestors {
     clusters: Vec<Cluster>,
     issuers: Vec<Issuer>,
     pki: Option<Arc<Pki>>,
+    tpms: Option<Tpms>,
 }
 
 impl Attestors {
@@ -171,12 +186,22 @@ impl Attestors {
             clusters: config.kubernetes.iter().map(Cluster::new).collect::<Result<_, _>>()?,
             issuers: config.oidc.iter().map(Issuer::new).collect::<Result<_, _>>()?,
             pki: config.x509.as_ref().map(Pki::new).transpose()?.map(Arc::new),
+            tpms: config.tpm.as_ref().map(Tpms::new).transpose()?,
         })
     }
 
     /// The PKI whose client certificates are taken, for the TLS side.
     pub fn pki(&self) -> Option<Arc<Pki>> {
         self.pki.clone()
+    }
+
+    /// A challenge for a TPM, if it is known at `now`.
+    pub fn challenge(
+        &self,
+        message: &v1::ChallengeRequest,
+        now: UnixTime,
+    ) -> Result<(Challenge, v1::ChallengeResponse), Fault> {
+        self.tpms.as_ref().ok_or(Fault::Off)?.challenge(message, now)
     }
 
     /// Judges a credential that came from `remote` at `now` (milliseconds since 1970), and says what it proves and which rules
@@ -194,6 +219,7 @@ impl Attestors {
                 Some(pki) => pki.attest(certificate),
                 None => Err(Fault::Off),
             },
+            Credential::Tpm(answer) => self.tpms.as_ref().ok_or(Fault::Off)?.attest(answer),
         }
     }
 }

@@ -23,6 +23,8 @@ use crate::tls::{Connector, Credentials, Standing, Tls};
 mod apply;
 mod begin;
 pub mod cache;
+#[cfg(feature = "tpm")]
+mod chip;
 pub mod control;
 pub mod handshakes;
 pub mod join;

@@ -59,6 +59,8 @@ mod sockets;
 pub mod succession;
 pub mod telemetry;
 pub mod tls;
+#[cfg(feature = "tpm")]
+pub mod tpm;
 mod traffic;
 pub mod upstream;
 pub mod worker;

@@ -32,6 +32,39 @@ pub struct Attest {
     /// A client certificate of an existing PKI.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x509: Option<CertificateFiles>,
+    /// This machine's TPM 2.0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<Tpm>,
+}
+
+/// A TPM 2.0 and which of its endorsement keys (EK) speaks for the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tpm {
+    /// The device behind the kernel's resource manager, or the Unix socket of an emulated TPM.
+    pub device: PathBuf,
+    /// Which EK: the control plane knows the machine by it.
+    pub ek: EkChoice,
+    /// The EK's certificate, DER or PEM, where the TPM itself holds none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate_file: Option<PathBuf>,
+}
+
+impl Default for Tpm {
+    fn default() -> Self {
+        Self { device: PathBuf::from("/dev/tpmrm0"), ek: EkChoice::Rsa, certificate_file: None }
+    }
+}
+
+/// One of the two endorsement keys that every TPM for PCs has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EkChoice {
+    /// RSA 2048.
+    #[default]
+    Rsa,
+    /// P-256.
+    Ecc,
 }
 
 /// A token in a file, which is read again for each try.
@@ -65,9 +98,10 @@ pub fn check(
             None => Ok(()),
         };
     };
-    let ways = [attest.kubernetes.is_some(), attest.oidc.is_some(), attest.x509.is_some()];
+    let ways =
+        [attest.kubernetes.is_some(), attest.oidc.is_some(), attest.x509.is_some(), attest.tpm.is_some()];
     if ways.into_iter().filter(|given| *given).count() != 1 {
-        return Err(("control.attest", "give one of `kubernetes`, `oidc` and `x509`"));
+        return Err(("control.attest", "give one of `kubernetes`, `oidc`, `x509` and `tpm`"));
     }
     if join_file.is_some() {
         return Err(("control", "give either `join_file` or `attest`"));

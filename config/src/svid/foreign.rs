@@ -33,6 +33,10 @@ impl Roots {
         Ok(Self { anchors, trust_anchors })
     }
 
+    pub(super) fn trust_anchors(&self) -> &[TrustAnchor<'static>] {
+        &self.trust_anchors
+    }
+
     /// Whether nobody is believed.
     pub fn is_empty(&self) -> bool {
         self.anchors.is_empty()
@@ -154,7 +158,7 @@ fn names(leaf: &X509Certificate<'_>, same: &EndEntityCert<'_>) -> Result<Selecto
 }
 
 /// The hash of the issuing CA's key, and when the path ends.
-fn judge_path(
+pub(super) fn judge_path(
     path: &VerifiedPath<'_>,
     leaf: &X509Certificate<'_>,
     roots: &Roots,

@@ -13,7 +13,8 @@ use postern_config::svid::foreign::Certificate;
 use tonic::Status;
 
 /// The required caller of each method.
-pub const TABLE: [(&str, Required); 4] = [
+pub const TABLE: [(&str, Required); 5] = [
+    ("/postern.control.v1.Control/Challenge", Required::Anonymous),
     ("/postern.control.v1.Control/Enroll", Required::Anonymous),
     ("/postern.control.v1.Control/Renew", Required::WorkloadOrLate),
     ("/postern.control.v1.Control/Watch", Required::Workload),

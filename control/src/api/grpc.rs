@@ -1,9 +1,10 @@
-//! The proxies' three calls. Each refusal becomes a status that says what the caller may know, and no more.
+//! The proxies' calls. Each refusal becomes a status that says what the caller may know, and no more.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use postern_config::enroll::proof_message;
 use postern_config::wire::v1;
 use postern_config::wire::v1::enroll_request::Credential as Sent;
 use prost::Message as _;
@@ -15,7 +16,7 @@ use super::Plane;
 use super::callers::{Caller, Reached};
 use super::stubs::control_server::Control;
 use super::watch;
-use crate::attest::Credential;
+use crate::attest::{Answer, Challenge, Credential};
 use crate::clock::now_ms;
 use crate::jwt::{JwtRefusal, Wish};
 use crate::line::Busy;
@@ -32,25 +33,76 @@ pub struct ControlService {
     plane: Arc<Plane>,
     /// Cancelled when the connection has to end.
     ending: CancellationToken,
+    challenges: Mutex<Challenges>,
 }
+
+/// The challenges of one connection: one open at a time, a few in all.
+#[derive(Debug, Default)]
+struct Challenges {
+    asked: u8,
+    open: Option<Challenge>,
+}
+
+/// Each costs an encryption to the caller's key, and who needs more has a TPM that does not work.
+const MAX_CHALLENGES: u8 = 4;
 
 impl ControlService {
     /// For one connection, whose streams end with `ending`.
     pub fn new(plane: Arc<Plane>, ending: CancellationToken) -> Self {
-        Self { plane, ending }
+        Self { plane, ending, challenges: Mutex::default() }
+    }
+
+    fn challenges(&self) -> MutexGuard<'_, Challenges> {
+        self.challenges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[tonic::async_trait]
 impl Control for ControlService {
+    async fn challenge(
+        &self,
+        request: Request<v1::ChallengeRequest>,
+    ) -> Result<Response<v1::ChallengeResponse>, Status> {
+        let caller = caller(&request)?;
+        {
+            let mut challenges = self.challenges();
+            challenges.open = None;
+            if challenges.asked == MAX_CHALLENGES {
+                return Err(status(Refusal::TooMany));
+            }
+            challenges.asked += 1;
+        }
+        let made = self.plane.registry.challenge(request.get_ref(), caller.remote.ip()).await;
+        let (challenge, response) = made.map_err(status)?;
+        self.challenges().open = Some(challenge);
+        Ok(Response::new(response))
+    }
+
     async fn enroll(
         &self,
         request: Request<v1::EnrollRequest>,
     ) -> Result<Response<v1::EnrollResponse>, Status> {
         let caller = caller(&request)?;
         let message = request.get_ref();
+        // Taken whatever comes of it: each is good for one try.
+        let challenge = self.challenges().open.take();
+        let proof_message = match message.credential {
+            Some(Sent::Tpm(_)) => proof_message(&caller.exporter, &message.nonce, &message.csr),
+            _ => Vec::new(),
+        };
+        let proof_of_identity = match &message.credential {
+            Some(Sent::Tpm(answer)) => Proof::Attested(Credential::Tpm(Answer {
+                challenge: challenge.as_ref(),
+                message: answer,
+                proof_message: &proof_message,
+            })),
+            None => Proof::Token { id: &message.token_id, secret: &message.token_secret },
+            Some(Sent::KubernetesToken(token)) => Proof::Attested(Credential::Kubernetes(token)),
+            Some(Sent::OidcToken(token)) => Proof::Attested(Credential::Oidc(token)),
+            Some(Sent::X509(_)) => Proof::Attested(Credential::X509(caller.foreign.as_ref())),
+        };
         let attempt = Attempt {
-            proof_of_identity: proof_of_identity(message, &caller),
+            proof_of_identity,
             csr: &message.csr,
             nonce: &message.nonce,
             proof: &message.proof,
@@ -158,15 +210,6 @@ pub(super) fn come_again(busy: &Busy, message: impl Into<String>) -> Status {
     let retry_after_ms = u64::try_from(busy.retry_after.as_millis()).unwrap_or(u64::MAX);
     let details = v1::ComeAgain { retry_after_ms }.encode_to_vec();
     Status::with_details(Code::ResourceExhausted, message, details.into())
-}
-
-fn proof_of_identity<'a>(message: &'a v1::EnrollRequest, caller: &'a Caller) -> Proof<'a> {
-    match &message.credential {
-        None => Proof::Token { id: &message.token_id, secret: &message.token_secret },
-        Some(Sent::KubernetesToken(token)) => Proof::Attested(Credential::Kubernetes(token)),
-        Some(Sent::OidcToken(token)) => Proof::Attested(Credential::Oidc(token)),
-        Some(Sent::X509(_)) => Proof::Attested(Credential::X509(caller.foreign.as_ref())),
-    }
 }
 
 fn svid(issued: Issued) -> v1::Svid {

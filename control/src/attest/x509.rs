@@ -1,5 +1,7 @@
 //! Client certificates of an existing PKI: the connection's handshake is the proof that the caller holds the key.
 
+use std::path::Path;
+
 use postern_config::attest::Rule;
 use postern_config::file::control::attest::X509;
 use postern_config::svid::foreign::{self, Certificate, Roots};
@@ -20,15 +22,8 @@ pub struct Pki {
 
 impl Pki {
     pub(super) fn new(config: &X509) -> Result<Self, AttestError> {
-        let wrong = |why: String| AttestError::Roots { path: config.roots.clone(), why };
-        let certificates =
-            CertificateDer::pem_file_iter(&config.roots).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let roots =
-            Roots::new(certificates.map_err(|e| wrong(e.to_string()))?).map_err(|e| wrong(e.to_string()))?;
-        match roots.is_empty() {
-            true => Err(wrong("it holds no certificate".to_owned())),
-            false => Ok(Self { roots, rules: config.rules.clone() }),
-        }
+        let wrong = |why| AttestError::Roots { of: "attest.x509.roots", path: config.roots.clone(), why };
+        Ok(Self { roots: read_roots(&config.roots).map_err(wrong)?, rules: config.rules.clone() })
     }
 
     /// Verifies a chain that was presented in a handshake.
@@ -50,4 +45,11 @@ impl Pki {
         };
         Ok((attested, &self.rules))
     }
+}
+
+/// CA certificates out of a PEM file that has to hold some.
+pub(super) fn read_roots(path: &Path) -> Result<Roots, String> {
+    let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let roots = Roots::new(certificates.map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
+    if roots.is_empty() { Err("it holds no certificate".to_owned()) } else { Ok(roots) }
 }

@@ -1,10 +1,14 @@
 //! Enrolling by what a platform says: proof, credential, rules, then one transaction that binds the key and issues.
 
+use std::net::IpAddr;
+
+use postern_config::wire::v1;
+use rustls::pki_types::UnixTime;
 use serde_json::json;
 
 use super::enroll::{Attempt, check_shape, proven_request};
 use super::{Issued, Refusal, Registry, issued_entry};
-use crate::attest::{self, Admission, Attested, Credential};
+use crate::attest::{self, Admission, Attested, Challenge, Credential};
 use crate::audit::Entry;
 use crate::backup::RESTORED_AT;
 use crate::clock::now_ms;
@@ -12,6 +16,20 @@ use crate::issue::csr::Csr;
 use crate::store::{Binding, Bound, Change, Lineage};
 
 impl Registry {
+    /// A challenge for a caller's TPM. Whom nobody knows is refused here already, on record like every attempt to enroll.
+    pub async fn challenge(
+        &self,
+        message: &v1::ChallengeRequest,
+        remote: IpAddr,
+    ) -> Result<(Challenge, v1::ChallengeResponse), Refusal> {
+        let made = self.attestors.challenge(message, UnixTime::now()).map_err(Refusal::from);
+        if let Err(refusal) = &made {
+            self.metrics.issued("enroll", "refused");
+            self.refused("enroll", &remote.to_string(), "tpm", refusal).await;
+        }
+        made
+    }
+
     pub(super) async fn enroll_attested(
         &self,
         attempt: Attempt<'_>,

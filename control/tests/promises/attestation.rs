@@ -9,6 +9,7 @@ use crate::harness::{Connection, Control, Keys, verify};
 
 mod kubernetes;
 mod oidc;
+mod tpm;
 mod x509;
 
 /// What every caller is told whose credential is not taken.

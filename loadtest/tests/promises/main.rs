@@ -42,4 +42,5 @@ mod storage;
 mod support;
 mod takeover;
 mod telemetry;
+mod tpm;
 mod websocket;

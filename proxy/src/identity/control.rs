@@ -1,4 +1,4 @@
-//! The client of the control plane: one TLS connection, one HTTP/2 channel over it, three calls.
+//! The client of the control plane: one TLS connection, one HTTP/2 channel over it, a handful of calls.
 
 use std::net::SocketAddr;
 use std::task::{Context, Poll};
@@ -15,7 +15,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+#[cfg(feature = "tpm")]
+use super::chip::Chip;
 use super::key::{Issued, Request};
+#[cfg(feature = "tpm")]
+use super::ticket::Credential;
 use super::ticket::Ticket;
 use crate::tls::{self, Alpn, Connector, Failure, Stream};
 
@@ -136,6 +140,12 @@ pub(super) async fn enroll(
     ttl_ms: u64,
     instance: String,
 ) -> Result<Enrollment, ControlError> {
+    // Keys take a chip longer than the control plane waits on a connection.
+    #[cfg(feature = "tpm")]
+    let chip = match &ticket.credential {
+        Credential::Tpm(config) => Some(Chip::open(config.clone()).await?),
+        _ => None,
+    };
     let (tcp, to) = dial(address).await?;
     let handshake = tls::enroll::connect(
         tcp,
@@ -147,8 +157,8 @@ pub(super) async fn enroll(
     let pinned = timeout(CONNECT_TIMEOUT, handshake).await.map_err(|_| Failure::timeout())??;
     let mut client = client(pinned.stream).await?;
     let nonce: [u8; 32] = rand::random();
-    let proof =
-        request.prove(&proof_message(&pinned.exporter, &nonce, &request.csr)).map_err(ControlError::Local)?;
+    let proven = proof_message(&pinned.exporter, &nonce, &request.csr);
+    let proof = request.prove(&proven).map_err(ControlError::Local)?;
     let mut message = v1::EnrollRequest {
         csr: request.csr.clone(),
         nonce: nonce.to_vec(),
@@ -158,6 +168,12 @@ pub(super) async fn enroll(
         ..v1::EnrollRequest::default()
     };
     ticket.credential.fill(&mut message);
+    #[cfg(feature = "tpm")]
+    if let Some(chip) = chip {
+        let challenge = call(CALL_TIMEOUT, client.challenge(chip.asks.clone())).await?;
+        let answer = chip.answer(challenge, proven).await?;
+        message.credential = Some(v1::enroll_request::Credential::Tpm(answer));
+    }
     let answer = call(ENROLL_TIMEOUT, client.enroll(patient(message, ENROLL_TIMEOUT))).await?;
     let missing =
         || ControlError::Local("the control plane's answer holds no certificate or bundle".to_owned());

@@ -15,6 +15,10 @@ use crate::tls::enroll::ClientCertificate;
 /// No token that a control plane takes is larger, bytes.
 const MAX_TOKEN: u64 = 16 * 1024;
 
+/// What a build says that was made with `--no-default-features`.
+#[cfg(not(feature = "tpm"))]
+const WITHOUT_TPM: &str = "control.attest.tpm: this postern-proxy was built without the cargo feature `tpm`";
+
 /// Everything that one try to enroll needs.
 pub(super) struct Ticket {
     pub(super) trust_domain: TrustDomain,
@@ -24,10 +28,16 @@ pub(super) struct Ticket {
 
 /// What proves who this proxy is.
 pub(super) enum Credential {
-    Join { id: String, secret: Zeroizing<[u8; 32]> },
+    Join {
+        id: String,
+        secret: Zeroizing<[u8; 32]>,
+    },
     Kubernetes(Zeroizing<String>),
     Oidc(Zeroizing<String>),
     X509(ClientCertificate),
+    /// Spoken to once the control plane is there to make a challenge.
+    #[cfg(feature = "tpm")]
+    Tpm(postern_config::file::attest::Tpm),
 }
 
 impl From<&JoinString> for Ticket {
@@ -45,12 +55,16 @@ impl Ticket {
     /// By what the platform says; `None` where the configuration names no such thing. Files are read now.
     pub(super) fn attested(config: &Control) -> Option<Result<Self, String>> {
         let (attest, trust) = (config.attest.as_ref()?, config.trust.as_ref()?);
-        let credential = match (&attest.kubernetes, &attest.oidc, &attest.x509) {
-            (Some(from), _, _) => token(&from.token_file).map(Credential::Kubernetes),
-            (_, Some(from), _) => token(&from.token_file).map(Credential::Oidc),
-            (_, _, Some(files)) => {
+        let credential = match (&attest.kubernetes, &attest.oidc, &attest.x509, &attest.tpm) {
+            (Some(from), _, _, _) => token(&from.token_file).map(Credential::Kubernetes),
+            (_, Some(from), _, _) => token(&from.token_file).map(Credential::Oidc),
+            (_, _, Some(files), _) => {
                 ClientCertificate::read(&files.certificate_file, &files.key_file).map(Credential::X509)
             }
+            #[cfg(feature = "tpm")]
+            (_, _, _, Some(tpm)) => Ok(Credential::Tpm(tpm.clone())),
+            #[cfg(not(feature = "tpm"))]
+            (_, _, _, Some(_)) => Err(WITHOUT_TPM.to_owned()),
             _ => return None,
         };
         let (trust_domain, pins) = (trust.trust_domain.clone(), trust.pins.clone());
@@ -78,6 +92,9 @@ impl Credential {
             Self::Kubernetes(token) => Some(Sent::KubernetesToken(token.to_string())),
             Self::Oidc(token) => Some(Sent::OidcToken(token.to_string())),
             Self::X509(_) => Some(Sent::X509(v1::ClientCertificate {})),
+            // Its answer comes with the challenge.
+            #[cfg(feature = "tpm")]
+            Self::Tpm(_) => None,
         };
     }
 }

@@ -7,12 +7,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::attest::{Rule, Wanted};
+use crate::enroll::Pin;
 use crate::file::url::WebUrl;
 use crate::file::{Span, YamlError};
 use crate::id::TrustDomain;
 
 /// What a certificate of an existing PKI is recognised by; a rule uses exactly one of them.
 const X509_FIELDS: [&str; 4] = ["x509.serial", "x509.san", "x509.dns", "x509.uri"];
+const TPM: [&str; 3] = ["tpm.ek", "tpm.manufacturer", "tpm.model"];
 const KUBERNETES: [&str; 5] = ["k8s.cluster", "k8s.namespace", "k8s.service_account", "k8s.pod", "k8s.node"];
 
 /// What callers may enroll by beside join tokens. Nothing of it is on by default.
@@ -25,6 +27,21 @@ pub struct AttestConfig {
     pub oidc: Vec<Oidc>,
     /// An existing PKI whose client certificates are taken.
     pub x509: Option<X509>,
+    /// Machines whose TPM 2.0 is known.
+    pub tpm: Option<Tpm>,
+}
+
+/// TPMs by their endorsement keys (EK): those that a maker's CA certified, those that are listed, or both.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tpm {
+    /// A PEM file with the CAs that may have issued an EK's certificate, makers' intermediate CAs included: no TPM sends them.
+    pub ek_roots: Option<PathBuf>,
+    /// EKs that are known without a certificate: the SHA-256 over the public key's SubjectPublicKeyInfo.
+    pub ek_hashes: Vec<Pin>,
+    /// Which machines get which identity. Each rule says `tpm.ek` (64 hex digits; `"*"` takes every EK that is known);
+    /// `tpm.manufacturer` and `tpm.model` stand in certificates alone.
+    pub rules: Vec<Rule>,
 }
 
 /// A cluster. Its tokens are judged by its own API server (`review`), or by its issuer's keys alone (`jwks`).
@@ -169,7 +186,8 @@ impl AttestConfig {
             self.kubernetes.iter().enumerate().map(|(n, k)| (format!("kubernetes[{n}]"), &k.rules));
         let oidc = self.oidc.iter().enumerate().map(|(n, o)| (format!("oidc[{n}]"), &o.rules));
         let x509 = self.x509.iter().map(|x| ("x509".to_owned(), &x.rules));
-        kubernetes.chain(oidc).chain(x509).flat_map(|(place, rules)| {
+        let tpm = self.tpm.iter().map(|t| ("tpm".to_owned(), &t.rules));
+        kubernetes.chain(oidc).chain(x509).chain(tpm).flat_map(|(place, rules)| {
             rules.iter().enumerate().map(move |(n, rule)| (format!("attest.{place}.rules[{n}]"), rule))
         })
     }
@@ -211,7 +229,8 @@ impl AttestConfig {
                 return Some(format!("{at}: an earlier entry has the issuer {:?} already", issuer.issuer));
             }
         }
-        self.x509.as_ref()?.mistake().map(|why| format!("attest.x509: {why}"))
+        let x509 = self.x509.as_ref().and_then(X509::mistake).map(|why| format!("attest.x509: {why}"));
+        x509.or_else(|| self.tpm.as_ref()?.mistake().map(|why| format!("attest.tpm: {why}")))
     }
 }
 
@@ -302,6 +321,41 @@ impl X509 {
             stray.map(|key| format!("`id` may hold only the field that `match` says, not {key:?}"))
         })
     }
+}
+
+impl Tpm {
+    fn mistake(&self) -> Option<String> {
+        if self.ek_roots.is_none() && self.ek_hashes.is_empty() {
+            return Some("give `ek_roots`, `ek_hashes` or both: no TPM is known otherwise".to_owned());
+        }
+        each(&self.rules, |rule| {
+            let mut keys = rule.selectors.keys().map(String::as_str).chain(rule.id.keys());
+            if let Some(unknown) = keys.find(|key| !TPM.contains(key)) {
+                return Some(format!("no TPM attests {unknown:?}; there are {}", TPM.join(", ")));
+            }
+            let mut keys = rule.selectors.keys().map(String::as_str).chain(rule.id.keys());
+            if self.ek_roots.is_none() && keys.any(|key| key != "tpm.ek") {
+                return Some(
+                    "`tpm.manufacturer` and `tpm.model` stand in certificates: they need `ek_roots`"
+                        .to_owned(),
+                );
+            }
+            match rule.selectors.get("tpm.ek") {
+                None => Some("`match` must say `tpm.ek` (\"*\" takes every EK that is known)".to_owned()),
+                Some(wanted) if wanted.is_any() || are_hashes(wanted) => None,
+                Some(_) => Some("`tpm.ek` is 64 hex digits in lower case, without `sha256:`".to_owned()),
+            }
+        })
+    }
+}
+
+/// What is a pin but for the word in front.
+fn are_hashes(wanted: &Wanted) -> bool {
+    let pin = |text: &String| format!("sha256:{text}");
+    is_pins(&match wanted {
+        Wanted::One(one) => Wanted::One(pin(one)),
+        Wanted::AnyOf(several) => Wanted::AnyOf(several.iter().map(pin).collect()),
+    })
 }
 
 fn is_pins(wanted: &Wanted) -> bool {
