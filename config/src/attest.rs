@@ -79,6 +79,9 @@ pub enum NotAdmitted {
     /// The identity cannot be formed.
     #[error(transparent)]
     Fill(#[from] FillError),
+    /// An operator's identity, from a rule that does not write it out.
+    #[error("{0} is an operator's, which a template never gives")]
+    Operator(SpiffeId),
 }
 
 impl NotAdmitted {
@@ -88,14 +91,18 @@ impl NotAdmitted {
             Self::NoRule => "no_rule",
             Self::Ambiguous(..) => "ambiguous",
             Self::Fill(_) => "bad_identity",
+            Self::Operator(_) => "operator_by_template",
         }
     }
 }
 
 /// The rule that fits best and the identity that it gives: the one that names most values exactly, then most selectors. Rules
 /// that fit equally well must agree.
-pub fn admit<'a>(rules: &'a [Rule], attested: &Selectors) -> Result<(&'a Rule, SpiffeId), NotAdmitted> {
-    let fitting: Vec<&Rule> = rules.iter().filter(|rule| rule.fits(attested)).collect();
+pub fn admit<'a>(
+    rules: impl IntoIterator<Item = &'a Rule>,
+    attested: &Selectors,
+) -> Result<(&'a Rule, SpiffeId), NotAdmitted> {
+    let fitting: Vec<&Rule> = rules.into_iter().filter(|rule| rule.fits(attested)).collect();
     let best = fitting.iter().map(|rule| rule.weight()).max().ok_or(NotAdmitted::NoRule)?;
     let mut found: Option<(&Rule, SpiffeId)> = None;
     for rule in fitting.into_iter().filter(|rule| rule.weight() == best) {
@@ -117,7 +124,8 @@ impl Rule {
         self.selectors.iter().all(takes)
     }
 
-    fn weight(&self) -> (usize, usize) {
+    /// How closely it chooses.
+    pub(crate) fn weight(&self) -> (usize, usize) {
         (self.selectors.values().filter(|wanted| !wanted.is_any()).count(), self.selectors.len())
     }
 }
@@ -185,6 +193,47 @@ impl Template {
         self.segments.iter().filter_map(|segment| segment.key.as_deref())
     }
 
+    /// The identity, where nothing attested stands in it.
+    pub fn whole(&self) -> Option<SpiffeId> {
+        if self.keys().next().is_some() { None } else { self.fill(&Selectors::new()).ok() }
+    }
+
+    /// Whether some attested values would give this identity.
+    pub fn covers(&self, id: &SpiffeId) -> bool {
+        let covers = |(Segment { before, key, after }, part): (&Segment, &str)| match key {
+            None => part == before,
+            Some(_) => {
+                let rest =
+                    part.strip_prefix(before.as_str()).and_then(|rest| rest.strip_suffix(after.as_str()));
+                rest.is_some_and(|value| !value.is_empty())
+            }
+        };
+        id.trust_domain_str() == self.trust_domain.as_str()
+            && id.segments().count() == self.segments.len()
+            && self.segments.iter().zip(id.segments()).all(covers)
+    }
+
+    /// The template with these values written out, each checked as an attested one is.
+    pub(crate) fn narrowed(&self, known: &BTreeMap<String, Wanted>) -> Result<Self, FillError> {
+        let mut narrowed = self.clone();
+        for segment in &mut narrowed.segments {
+            let Some((key, Wanted::One(value))) =
+                segment.key.as_ref().and_then(|key| known.get_key_value(key))
+            else {
+                continue;
+            };
+            if value == ANY {
+                continue;
+            }
+            check_segment(value).map_err(|why| FillError::Segment { key: key.clone(), why })?;
+            segment.before = format!("{}{value}{}", segment.before, segment.after);
+            (segment.key, segment.after) = (None, String::new());
+        }
+        // What is written out by now has to be an identity's.
+        narrowed.fill(&narrowed.keys().map(|key| (key.to_owned(), "x".to_owned())).collect())?;
+        Ok(narrowed)
+    }
+
     /// The identity for what was attested.
     pub fn fill(&self, attested: &Selectors) -> Result<SpiffeId, FillError> {
         let mut text = self.trust_domain.id_string();
@@ -240,6 +289,13 @@ impl Segment {
             return Err(braces());
         }
         Ok(Self { before: before.to_owned(), key: Some(key.to_owned()), after: after.to_owned() })
+    }
+}
+
+impl From<SpiffeId> for Template {
+    fn from(id: SpiffeId) -> Self {
+        let plain = |part: &str| Segment { before: part.to_owned(), key: None, after: String::new() };
+        Self { trust_domain: id.trust_domain(), segments: id.segments().map(plain).collect() }
     }
 }
 

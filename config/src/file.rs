@@ -38,6 +38,11 @@ impl YamlError {
         Self { place: None, message }
     }
 
+    /// A mistake at (line, column), both from 1.
+    pub fn at(place: (u64, u64), message: String) -> Self {
+        Self { place: Some(place), message }
+    }
+
     /// (line, column), both from 1.
     pub fn place(&self) -> Option<(u64, u64)> {
         self.place
@@ -129,6 +134,11 @@ impl Piece<'_> {
             error.place = error.place.map(|(line, column)| (line + self.lines_before, column));
             error
         })
+    }
+
+    /// Whether nothing stands in it but comments.
+    pub fn is_empty(&self) -> bool {
+        matches!(self.parse::<Option<serde::de::IgnoredAny>>(), Ok(None))
     }
 
     /// How many lines of the whole text stand before it.

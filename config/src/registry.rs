@@ -7,9 +7,18 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::attest::{FillError, Rule, Template, Wanted};
 use crate::file::Span;
+use crate::file::control::OperatorRole;
 use crate::id::{SpiffeId, TrustDomain};
-use crate::service::check_name;
+
+mod declarations;
+mod read;
+#[cfg(test)]
+mod tests;
+
+pub use declarations::{Declarations, admit, closest};
+pub use read::Placed;
 
 /// The most DNS names of one identity, and the longest one in bytes (RFC 1035 §2.3.4).
 const MAX_DNS_NAMES: usize = 16;
@@ -18,6 +27,10 @@ const MAX_DNS_NAME: usize = 253;
 const MAX_WORD: usize = 253;
 /// How many labels a document may give.
 const MAX_LABELS: usize = 32;
+/// How many trust domains an identity may federate with: each is a bundle that its proxies hold.
+const MAX_FEDERATED: usize = 64;
+/// How many selectors a document may ask for.
+const MAX_SELECTORS: usize = 16;
 
 /// One declared identity, as `postern apply` reads it from YAML.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -53,6 +66,7 @@ pub enum Kind {
 #[serde(deny_unknown_fields)]
 pub struct Metadata {
     /// Unique among identities; letters, digits, `.`, `-` and `_`.
+    #[serde(deserialize_with = "read::name")]
     pub name: String,
 }
 
@@ -60,18 +74,28 @@ pub struct Metadata {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Spec {
-    /// The identity; declared once.
-    pub spiffe_id: SpiffeId,
+    /// The identity; declared once. With selectors, attested values may stand in it, such as
+    /// `spiffe://corp.example/ns/{k8s.namespace}/sa/{k8s.service_account}`: then it declares every identity of this form that has no
+    /// document of its own.
+    pub spiffe_id: Template,
+    /// Who gets it by attestation: every one of these must have been attested with this value; `"*"` takes any. Left out, it is for
+    /// join tokens and for the rules of the control plane's own file.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub selectors: BTreeMap<String, Wanted>,
+    /// What it may do as an operator, over the operators' port. Left out, nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<OperatorRole>,
     /// Whom to ask about it.
+    #[serde(deserialize_with = "read::word")]
     pub owner: String,
     /// Where it lives, such as `prod`: a credential of another environment never yields it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "read::optional_word")]
     pub environment: Option<String>,
     /// The longest lifetime of its certificates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_ttl: Option<Span>,
     /// Names that its certificates carry beside the identity, for clients that look at nothing else; they give no right.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "read::dns_names")]
     pub dns_names: Vec<String>,
     /// Labels that policy selectors see; over those of a token.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -111,52 +135,111 @@ impl<'de> Deserialize<'de> for Moment {
     }
 }
 
-/// Why a document is refused.
+/// Why a document is refused, and which field of it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
-    /// Its name.
-    #[error("identity name {0:?}: use letters, digits, `.`, `-` and `_`, at most 253 bytes")]
-    Name(String),
-    /// The control plane's own part of the names.
-    #[error("{0}: identities below /postern/ belong to the control plane and are never issued to a workload")]
-    Reserved(SpiffeId),
-    /// An owner or environment.
-    #[error("{0}: write a word or a name of 1 to 253 bytes")]
-    Word(&'static str),
-    /// A DNS name.
-    #[error("{0:?} is not a DNS name (letters, digits, `-` and dots; `*` only as the whole first label)")]
-    DnsName(String),
     /// Too many of something.
-    #[error("at most 16 dnsNames and 32 labels, each key and value at most 253 bytes")]
-    TooMany,
+    #[error("at most 16 dnsNames, 16 selectors and 32 labels, each key and value at most 253 bytes")]
+    TooMany(&'static str),
+    /// Too many trust domains, or one of them twice.
+    #[error("at most 64 trust domains, each once")]
+    Federated,
+    /// Its own trust domain.
+    #[error("{0} is its own trust domain, whose bundle it has anyway")]
+    Own(TrustDomain),
+    /// Selectors that choose too little, or that nobody attests.
+    #[error("{0}")]
+    Selectors(String),
+    /// A template, and nothing that says where its values come from.
+    #[error(
+        "attested values stand in spec.spiffeId: say in `selectors` whose, such as `k8s.namespace: \"*\"`"
+    )]
+    Template,
+    /// A selector's value cannot stand where the template puts it.
+    #[error("{0}")]
+    Fill(FillError),
+    /// A role for whoever fits a template.
+    #[error("an operator is one identity: with a `role`, write spec.spiffeId out whole")]
+    Role,
+}
+
+impl IdentityError {
+    /// The field of `spec` that is wrong.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::TooMany(field) => field,
+            Self::Federated | Self::Own(_) => "federatesWith",
+            Self::Selectors(_) | Self::Fill(_) => "selectors",
+            Self::Template => "spiffeId",
+            Self::Role => "role",
+        }
+    }
 }
 
 impl Identity {
     /// Checks what the types alone do not say.
     pub fn check(&self) -> Result<(), IdentityError> {
-        let Spec { spiffe_id, owner, environment, dns_names, labels, .. } = &self.spec;
-        check_name(&self.metadata.name)
-            .map_err(|_| IdentityError::Name(self.metadata.name.chars().take(80).collect()))?;
-        if spiffe_id.is_reserved() {
-            return Err(IdentityError::Reserved(spiffe_id.clone()));
-        }
-        if !is_word(owner) {
-            return Err(IdentityError::Word("spec.owner"));
-        }
-        if environment.as_ref().is_some_and(|e| !is_word(e)) {
-            return Err(IdentityError::Word("spec.environment"));
-        }
+        let Spec { spiffe_id, selectors, dns_names, labels, federates_with, .. } = &self.spec;
         let fits = |text: &String| text.len() <= MAX_WORD;
-        if dns_names.len() > MAX_DNS_NAMES
-            || labels.len() > MAX_LABELS
-            || !labels.iter().all(|(k, v)| !k.is_empty() && fits(k) && fits(v))
-        {
-            return Err(IdentityError::TooMany);
+        if dns_names.len() > MAX_DNS_NAMES {
+            return Err(IdentityError::TooMany("dnsNames"));
         }
-        match dns_names.iter().find(|name| !is_dns_name(name)) {
-            Some(bad) => Err(IdentityError::DnsName(bad.chars().take(80).collect())),
-            None => Ok(()),
+        if labels.len() > MAX_LABELS || !labels.iter().all(|(k, v)| !k.is_empty() && fits(k) && fits(v)) {
+            return Err(IdentityError::TooMany("labels"));
         }
+        if selectors.len() > MAX_SELECTORS {
+            return Err(IdentityError::TooMany("selectors"));
+        }
+        let twice = |(n, domain): (usize, &TrustDomain)| federates_with[..n].contains(domain);
+        if federates_with.len() > MAX_FEDERATED || federates_with.iter().enumerate().any(twice) {
+            return Err(IdentityError::Federated);
+        }
+        if let Some(own) = federates_with.iter().find(|domain| *domain == spiffe_id.trust_domain()) {
+            return Err(IdentityError::Own(own.clone()));
+        }
+        let pattern = spiffe_id.narrowed(selectors).map_err(IdentityError::Fill)?;
+        match self.rule() {
+            None if spiffe_id.keys().next().is_some() => return Err(IdentityError::Template),
+            Some(rule) => {
+                if let Some(why) = crate::file::control::attest::mistake_in(&rule) {
+                    return Err(IdentityError::Selectors(why));
+                }
+            }
+            None => {}
+        }
+        if self.spec.role.is_some() && pattern.whole().is_none() {
+            return Err(IdentityError::Role);
+        }
+        Ok(())
+    }
+
+    /// What it declares: its template with the values of its selectors written out.
+    pub fn pattern(&self) -> Template {
+        self.spec.spiffe_id.narrowed(&self.spec.selectors).unwrap_or_else(|_| self.spec.spiffe_id.clone())
+    }
+
+    /// The one identity that it declares; `None` for a template.
+    pub fn id(&self) -> Option<SpiffeId> {
+        self.pattern().whole()
+    }
+
+    /// The rule by which attested callers get it; `None` where it is not for them.
+    pub fn rule(&self) -> Option<Rule> {
+        if self.spec.selectors.is_empty() {
+            return None;
+        }
+        let mut selectors = self.spec.selectors.clone();
+        for key in self.spec.spiffe_id.keys() {
+            // What stands in the identity must have been attested at all.
+            selectors.entry(key.to_owned()).or_insert_with(|| Wanted::One("*".to_owned()));
+        }
+        Some(Rule {
+            selectors,
+            id: self.pattern(),
+            labels: BTreeMap::new(),
+            environment: self.spec.environment.clone(),
+            max_ttl: None,
+        })
     }
 
     /// Whether a credential of this environment may yield the identity; one that names none may yield what lives in none.
@@ -184,50 +267,4 @@ fn is_dns_name(name: &str) -> bool {
     };
     let rest = name.strip_prefix("*.").unwrap_or(name);
     name.len() <= MAX_DNS_NAME && rest.split('.').all(label)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::file;
-
-    const WHOLE: &str = "apiVersion: postern.dev/v1\nkind: Identity\nmetadata: { name: payments }\nspec:\n  \
-        spiffeId: spiffe://corp.example/ns/shop/sa/payments\n  owner: team-payments\n  environment: prod\n  \
-        maxTtl: 15m\n  dnsNames: [payments.shop.svc]\n  expires: 2027-01-31T00:00:00Z\n";
-
-    fn read(text: &str) -> Result<Identity, String> {
-        let identity: Identity = file::parse(text).map_err(|e| e.to_string())?;
-        identity.check().map(|()| identity).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn a_document_reads_back_as_it_was_written() {
-        let identity = read(WHOLE).unwrap();
-        let json = serde_json::to_string(&identity).unwrap();
-        assert_eq!(serde_json::from_str::<Identity>(&json).unwrap(), identity);
-        assert!(identity.has_ended(1_801_353_600_000) && !identity.has_ended(1_801_353_599_999));
-    }
-
-    #[test]
-    fn a_mistake_names_its_place_and_its_cure() {
-        let wrong = |from: &str, to: &str| read(&WHOLE.replace(from, to)).unwrap_err();
-        assert!(wrong("owner:", "ower:").contains("ower"), "{}", wrong("owner:", "ower:"));
-        assert!(wrong("ns/shop/sa/payments", "postern/control").contains("never issued to a workload"));
-        assert!(wrong("2027-01-31T00:00:00Z", "next year").contains("is not a moment such as"));
-        for bad in ["-a.b", "a..b", "a b", "a.*.b", "*", "é.b", ""] {
-            assert!(wrong("payments.shop.svc", &format!("{bad:?}")).contains("is not a DNS name"), "{bad:?}");
-        }
-        assert!(read(&WHOLE.replace("payments.shop.svc", "\"*.shop.svc\", payments.shop.svc")).is_ok());
-    }
-
-    #[test]
-    fn a_credential_of_another_environment_yields_nothing() {
-        let prod = read(WHOLE).unwrap();
-        assert!(prod.admits(Some("prod")));
-        for other in [None, Some("staging"), Some("Prod"), Some("")] {
-            assert!(!prod.admits(other), "{other:?}");
-        }
-        let anywhere = read(&WHOLE.replace("  environment: prod\n", "")).unwrap();
-        assert!(anywhere.admits(None) && !anywhere.admits(Some("staging")));
-    }
 }

@@ -78,6 +78,8 @@ pub struct Plane {
     pub pki: Option<Arc<crate::attest::Pki>>,
     /// How long after its end a certificate may still be renewed.
     pub grace: callers::Grace,
+    /// Operators of the configuration file.
+    pub operators: Vec<postern_config::file::control::OperatorConfig>,
     /// The `host:port` that join strings carry.
     pub advertise: String,
 }

@@ -11,6 +11,7 @@ use postern_config::attest::{NotAdmitted, Rule, Selectors};
 use postern_config::file::control::attest::AttestConfig;
 use postern_config::id::{SpiffeId, TrustDomain};
 use postern_config::jwt::Reason;
+use postern_config::registry::{self, Declarations};
 use postern_config::svid::foreign;
 use postern_config::wire::v1;
 use rustls::pki_types::UnixTime;
@@ -45,6 +46,8 @@ pub struct Attested {
     pub issued_at: Option<i64>,
     /// When the credential ends and `binding` with it, seconds since 1970.
     pub not_after: Option<i64>,
+    /// The environment of whoever enrolls by this attestor.
+    pub environment: Option<String>,
 }
 
 /// A credential as it came.
@@ -182,6 +185,7 @@ impl Attestors {
     /// By this section of the configuration.
     pub fn new(config: &AttestConfig, own: &TrustDomain) -> Result<Self, AttestError> {
         config.check_trust_domain(own)?;
+        let config = &config.clone().with_environments();
         Ok(Self {
             clusters: config.kubernetes.iter().map(Cluster::new).collect::<Result<_, _>>()?,
             issuers: config.oidc.iter().map(Issuer::new).collect::<Result<_, _>>()?,
@@ -224,9 +228,10 @@ impl Attestors {
     }
 }
 
-/// Which identity these rules give for what was attested.
-pub fn admit(rules: &[Rule], attested: &Attested) -> Result<Admission, NotAdmitted> {
-    let (rule, spiffe_id) = postern_config::attest::admit(rules, &attested.selectors)?;
+/// Which identity these rules, and what is declared, give for what was attested.
+pub fn admit(rules: &[Rule], declared: &Declarations, attested: &Attested) -> Result<Admission, NotAdmitted> {
+    let environment = attested.environment.as_deref();
+    let (rule, spiffe_id) = registry::admit(rules, declared, environment, &attested.selectors)?;
     let max_ttl_ms = rule.max_ttl.map(|ttl| crate::clock::millis(ttl.as_duration()));
     let environment = rule.environment.clone().unwrap_or_default();
     Ok(Admission { spiffe_id, labels: rule.labels.clone(), max_ttl_ms, environment })

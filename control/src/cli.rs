@@ -17,6 +17,7 @@ mod identities;
 mod jwt;
 mod output;
 mod policy;
+mod remote;
 mod revoke;
 mod serve;
 mod service;
@@ -45,6 +46,18 @@ struct Common {
     /// The control plane's data directory; its admin socket lies there [default: pki]
     #[arg(long, global = true, env = "POSTERN_DATA", value_name = "DIR")]
     data: Option<PathBuf>,
+    /// The operators' port, https://host:port, instead of the socket
+    #[arg(long, global = true, env = "POSTERN_API", value_name = "URL")]
+    api: Option<String>,
+    /// An operator's certificate, PEM; the file may hold its key and the root as well
+    #[arg(long, global = true, env = "POSTERN_API_CERT", value_name = "FILE")]
+    api_cert: Option<PathBuf>,
+    /// The certificate's private key, PEM [default: in the certificate's file]
+    #[arg(long, global = true, env = "POSTERN_API_KEY", value_name = "FILE")]
+    api_key: Option<PathBuf>,
+    /// The trust domain's root, PEM [default: in the certificate's file]
+    #[arg(long, global = true, env = "POSTERN_API_CA", value_name = "FILE")]
+    api_ca: Option<PathBuf>,
     /// How answers are printed
     #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -198,8 +211,12 @@ impl Common {
         self.data.as_deref().unwrap_or(Path::new("pki"))
     }
 
-    fn client(&self) -> Client {
-        Client::new(self.data())
+    fn client(&self) -> Result<Client, CliError> {
+        let Some(url) = &self.api else { return Ok(Client::new(self.data())) };
+        let wanted = "--api needs --api-cert: an operator's certificate";
+        let certificate = self.api_cert.as_deref().ok_or_else(|| CliError::Failed(wanted.to_owned()))?;
+        let files = remote::Files { certificate, key: self.api_key.as_ref(), roots: self.api_ca.as_ref() };
+        Ok(Client::Remote(remote::Remote::new(url, &files)?))
     }
 
     fn is_json(&self) -> bool {

@@ -8,6 +8,7 @@ use postern_config::file::control::ExchangeConfig;
 use postern_config::id::{SpiffeId, TrustDomain};
 use postern_config::jwt::verify::{LEEWAY, peek};
 use postern_config::jwt_svid::{self, JwtSvidError};
+use postern_config::registry::Declarations;
 use rustls::crypto::aws_lc_rs;
 
 use crate::api::Plane;
@@ -168,7 +169,7 @@ impl Exchange {
     async fn bearer(&self, plane: &Plane, token: &str, remote: IpAddr) -> Result<Bearer, ExchangeError> {
         let named = peek(token).ok().map(|peeked| peeked.issuer);
         match self.config.issuers.iter().any(|issuer| Some(&issuer.issuer) == named.as_ref()) {
-            true => self.external(token, remote, named.unwrap_or_default()).await,
+            true => self.external(plane, token, remote, named.unwrap_or_default()).await,
             false => self.svid(plane, token),
         }
     }
@@ -191,11 +192,24 @@ impl Exchange {
         })
     }
 
-    async fn external(&self, token: &str, remote: IpAddr, issuer: String) -> Result<Bearer, ExchangeError> {
+    async fn external(
+        &self,
+        plane: &Plane,
+        token: &str,
+        remote: IpAddr,
+        issuer: String,
+    ) -> Result<Bearer, ExchangeError> {
         let judged = self.issuers.attest(Credential::Oidc(token), remote, now_ms()).await;
         let (attested, rules) = judged.map_err(ExchangeError::External)?;
-        let admission =
-            attest::admit(rules, &attested).map_err(|why| ExchangeError::NoIdentity(why.reason()))?;
+        // By the rules of this section alone: what is declared says who gets certificates.
+        let admission = attest::admit(rules, &Declarations::default(), &attested)
+            .map_err(|why| ExchangeError::NoIdentity(why.reason()))?;
+        let environment = Some(&*admission.environment).filter(|e| !e.is_empty());
+        match plane.publisher.world().declared.of(&admission.spiffe_id) {
+            Some(own) if own.has_ended(now_ms()) => return Err(ExchangeError::NoIdentity("identity_ended")),
+            Some(own) if !own.admits(environment) => return Err(ExchangeError::NoIdentity("environment")),
+            _ => {}
+        }
         let subject = attested.selectors.get("oidc.sub").map(String::as_str).unwrap_or_default();
         Ok(Bearer {
             id: admission.spiffe_id,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use postern_config::bundle::{BundleError, TrustBundle};
 use postern_config::file::url::WebUrl;
 use postern_config::id::{SpiffeId, TrustDomain};
-use postern_config::registry::Identity;
+use postern_config::registry::Declarations;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
@@ -151,23 +151,24 @@ pub struct Delivered {
     /// The bundle.
     pub bundle: TrustBundle,
     members: Vec<String>,
+    declared: Arc<Declarations>,
 }
 
 impl Delivered {
     /// The bundle that is held, if there is one; for its members, and for whoever is declared to federate with it.
-    pub fn of(foreign: &Foreign, declared: &[Identity]) -> Result<Option<Self>, BundleError> {
+    pub fn of(foreign: &Foreign, declared: &Arc<Declarations>) -> Result<Option<Self>, BundleError> {
         let Some(bundle) = held(foreign)? else { return Ok(None) };
-        let federating = declared.iter().filter(|d| d.spec.federates_with.contains(&foreign.trust_domain));
-        let federating = federating.map(|d| d.spec.spiffe_id.to_string());
-        Ok(Some(Self { bundle, members: foreign.members.iter().cloned().chain(federating).collect() }))
+        Ok(Some(Self { bundle, members: foreign.members.clone(), declared: Arc::clone(declared) }))
     }
 
     /// Whether the workload `id` gets it.
     pub fn is_for(&self, id: &SpiffeId) -> bool {
-        self.members.iter().any(|member| match member.starts_with("spiffe://") {
+        let named = self.members.iter().any(|member| match member.starts_with("spiffe://") {
             true => member == id.as_str(),
             false => id.namespace() == Some(member),
-        })
+        });
+        let domain = self.bundle.trust_domain();
+        named || self.declared.of(id).is_some_and(|own| own.spec.federates_with.contains(domain))
     }
 }
 

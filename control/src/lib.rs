@@ -202,6 +202,7 @@ pub async fn run(
         .await?,
         presented: Arc::new(Presented::new(&ca)?),
         pki: attestors.pki(),
+        operators: config.api.operators,
         grace: api::callers::Grace::new(&config.svid),
         rotating: tokio::sync::Mutex::default(),
         health: health::Health::default(),
@@ -254,7 +255,7 @@ pub async fn run(
     if let Some(listener) = operators_port {
         let (tls, plane) = (Arc::clone(&tls), Arc::clone(&plane));
         let router = api::admin::router(Arc::clone(&plane));
-        tasks.spawn(api::operators::serve(listener, tls, config.api, plane, router, shutdown.clone()));
+        tasks.spawn(api::operators::serve(listener, tls, plane, router, shutdown.clone()));
     }
     tasks.spawn(housekeeping::run(Arc::clone(&plane), shutdown.clone()));
     tasks.spawn(housekeeping::probe_keys(Arc::clone(&plane), shutdown.clone()));

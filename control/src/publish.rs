@@ -7,6 +7,7 @@ use std::sync::Arc;
 use postern_config::bundle::{BundleError, BundleSet};
 use postern_config::id::SpiffeId;
 use postern_config::policy::{AuthorizationPolicy, PeerAuthentication};
+use postern_config::registry::Declarations;
 use postern_config::revocation::Revocations;
 use postern_config::wire::v1;
 use tokio::sync::{Mutex, watch};
@@ -58,6 +59,8 @@ pub struct World {
     bundle_message: v1::BundleSet,
     /// Foreign bundles, which are not among those that callers are checked by.
     foreign: Arc<[Delivered]>,
+    /// What is declared of identities.
+    pub declared: Arc<Declarations>,
     policies: Vec<(AuthorizationPolicy, String)>,
     peers: Vec<(PeerAuthentication, String)>,
     services: v1::ServiceSet,
@@ -181,6 +184,7 @@ impl World {
             revocation_message,
             bundle_message,
             foreign,
+            declared: store.declared().await?,
             policies,
             peers,
             services,
@@ -195,8 +199,11 @@ impl World {
         labels: &BTreeMap<String, String>,
         root_namespace: &str,
     ) -> Sections {
-        let policies = self.policies.iter().filter(|(p, _)| p.applies_to(id, labels, root_namespace));
-        let peers = self.peers.iter().filter(|(p, _)| p.applies_to(id, labels, root_namespace));
+        // The document's labels are over those of the credential, and are asked for each time.
+        let mut labels = labels.clone();
+        labels.extend(self.declared.of(id).map(|own| own.spec.labels.clone()).unwrap_or_default());
+        let policies = self.policies.iter().filter(|(p, _)| p.applies_to(id, &labels, root_namespace));
+        let peers = self.peers.iter().filter(|(p, _)| p.applies_to(id, &labels, root_namespace));
         Sections {
             bundles: self.bundles_for(id),
             policies: v1::PolicySet {

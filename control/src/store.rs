@@ -103,6 +103,7 @@ pub struct Store {
     read: AnyPool,
     write: AnyPool,
     chain: std::sync::Arc<str>,
+    declared: identities::Cache,
 }
 
 /// One transaction of changes. Dropped without [`Change::commit`], it changes nothing.

@@ -42,11 +42,8 @@ pub(super) fn read(text: &str) -> Result<Vec<(Document, file::Piece<'_>)>, Polic
     let mut documents = Vec::new();
     let mut names = HashSet::new();
     for piece in file::pieces(text) {
-        let Some(Kinded { kind }) = piece.parse::<Option<Kinded>>()? else { continue };
-        let document = match kind {
-            DocumentKind::AuthorizationPolicy => Document::Policy(piece.parse()?),
-            DocumentKind::PeerAuthentication => Document::Peer(piece.parse()?),
-        };
+        let Some(document) = Document::read(&piece)? else { continue };
+        let kind = document.kind();
         let name = document.metadata().full_name();
         if !names.insert((kind, name.clone())) {
             return Err(PolicyError::Twice(kind.as_str(), name));
@@ -57,6 +54,15 @@ pub(super) fn read(text: &str) -> Result<Vec<(Document, file::Piece<'_>)>, Polic
 }
 
 impl Document {
+    /// Reads one document of a YAML text; `None` if nothing stands in it.
+    pub fn read(piece: &file::Piece<'_>) -> Result<Option<Self>, PolicyError> {
+        let Some(Kinded { kind }) = piece.parse::<Option<Kinded>>()? else { return Ok(None) };
+        Ok(Some(match kind {
+            DocumentKind::AuthorizationPolicy => Self::Policy(piece.parse()?),
+            DocumentKind::PeerAuthentication => Self::Peer(piece.parse()?),
+        }))
+    }
+
     /// Reads one JSON document of either kind.
     pub fn from_json(text: &str) -> Result<Self, PolicyError> {
         Ok(match super::document::read_json::<Kinded>(text)?.kind {

@@ -18,6 +18,7 @@ use super::model::{
     Applied, ApplyPolicies, Behind, CreateToken, CreatedToken, IssuingView, ProxiesView, Refused,
     ServiceView, Status,
 };
+use super::roles::Access;
 use crate::audit::{self, Entry};
 use crate::clock::{now_ms, rfc3339};
 use crate::digest::hex;
@@ -110,8 +111,12 @@ async fn status(State(plane): Shared) -> Result<Json<Status>, Failed> {
 async fn create_token(
     State(plane): Shared,
     Extension(operator): By,
+    Extension(access): Extension<Access>,
     Body(wanted): Body<CreateToken>,
 ) -> Result<Json<CreatedToken>, Failed> {
+    if plane.role(&wanted.id).is_some() {
+        access.admin("whoever redeems a token of an operator becomes that operator")?;
+    }
     let new = NewToken {
         id: wanted.id,
         ttl: wanted.ttl.as_duration(),

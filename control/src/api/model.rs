@@ -16,6 +16,18 @@ pub struct Refused {
     pub kind: String,
 }
 
+/// What a document changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Changed {
+    /// It is new.
+    Created,
+    /// It replaces another of its name.
+    Changed,
+    /// It is in force already.
+    Unchanged,
+}
+
 /// `POST /v1/tokens`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -11,7 +11,8 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use postern_config::file::control::{ApiConfig, OperatorConfig};
+use postern_config::file::control::OperatorRole;
+use postern_config::id::SpiffeId;
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::net::{TcpListener, TcpStream};
@@ -37,7 +38,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 struct Connected {
     plane: Arc<Plane>,
-    operators: Arc<[OperatorConfig]>,
     chain: Arc<[CertificateDer<'static>]>,
     remote: SocketAddr,
 }
@@ -46,7 +46,6 @@ struct Connected {
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
-    config: ApiConfig,
     plane: Arc<Plane>,
     router: Router,
     shutdown: CancellationToken,
@@ -54,7 +53,6 @@ pub async fn serve(
     let mut tls = ServerConfig::clone(&tls);
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let operators: Arc<[OperatorConfig]> = config.operators.into();
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     let tasks = TaskTracker::new();
     loop {
@@ -71,9 +69,9 @@ pub async fn serve(
             continue;
         };
         let (acceptor, router, shutdown) = (acceptor.clone(), router.clone(), shutdown.clone());
-        let (plane, operators) = (Arc::clone(&plane), Arc::clone(&operators));
+        let plane = Arc::clone(&plane);
         tasks.spawn(async move {
-            let connected = Connected { plane, operators, chain: [].into(), remote };
+            let connected = Connected { plane, chain: [].into(), remote };
             connection(acceptor, stream, connected, router, shutdown).await;
             drop(permit);
         });
@@ -137,12 +135,25 @@ impl Connected {
             return (peer.id.to_string(), Access(Err("bad_certificate")));
         }
         let own = peer.id.trust_domain_str() == self.plane.ca.trust_domain().as_str();
-        let operator = self.operators.iter().find(|operator| own && operator.id == peer.id);
-        (peer.id.to_string(), Access(operator.map(|operator| operator.role).ok_or("no_role")))
+        let role = self.plane.role(&peer.id).filter(|_| own);
+        (peer.id.to_string(), Access(role.ok_or("no_role")))
+    }
+}
+
+impl Plane {
+    /// What an identity may do as an operator: by the control plane's file or by its own document; the lesser where both speak, so
+    /// that neither raises what the other has given.
+    pub fn role(&self, id: &SpiffeId) -> Option<OperatorRole> {
+        let listed = self.operators.iter().find(|operator| operator.id == *id).map(|operator| operator.role);
+        let declared = self.publisher.world().declared.role(id, now_ms());
+        match (listed, declared) {
+            (Some(listed), Some(declared)) => Some(listed.min(declared)),
+            (listed, declared) => listed.or(declared),
+        }
     }
 }
 
 /// What the socket's callers are: this host's root, or ourselves.
 pub fn local() -> Extension<Access> {
-    Extension(Access(Ok(postern_config::file::control::OperatorRole::Admin)))
+    Extension(Access(Ok(OperatorRole::Admin)))
 }

@@ -91,12 +91,29 @@ pub async fn guard(State(plane): State<Arc<Plane>>, request: Request, next: Next
     let actor = request.extensions().get::<Operator>().map_or("unknown", |operator| operator.0.as_str());
     let what = format!("{} {}", request.method(), request.uri().path());
     plane.registry.operator_refused(actor, &what, why).await;
+    let needed = path.as_deref().and_then(|path| required(request.method(), path));
+    let needs = needed.map_or_else(String::new, |role| format!("this needs the role {role}"));
     let (status, message) = match why {
         "no_certificate" => (StatusCode::UNAUTHORIZED, "present an operator's certificate"),
         "bad_certificate" => (StatusCode::UNAUTHORIZED, "this certificate is not good any more"),
-        _ => (StatusCode::FORBIDDEN, "this identity has no role for that"),
+        "role_too_low" => (StatusCode::FORBIDDEN, needs.as_str()),
+        _ => (StatusCode::FORBIDDEN, "this identity has no role here"),
     };
     Failed::new(status, why, message).into_response()
+}
+
+impl Access {
+    /// Refuses whoever is no admin, for `what` goes beyond what the route's own role allows.
+    pub(super) fn admin(self, what: &str) -> Result<(), Failed> {
+        match self.0 {
+            Ok(Admin) => Ok(()),
+            _ => Err(Failed::new(
+                StatusCode::FORBIDDEN,
+                "role_too_low",
+                format!("this needs the role admin: {what}"),
+            )),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ pub(super) struct Cluster {
     audience: String,
     by: By,
     rules: Vec<Rule>,
+    environment: Option<String>,
 }
 
 #[derive(Debug)]
@@ -81,6 +82,7 @@ impl Cluster {
             audience: config.audience.clone(),
             by,
             rules: config.rules.clone(),
+            environment: config.environment.clone(),
         })
     }
 }
@@ -119,6 +121,7 @@ pub(super) async fn attest<'a>(
         binding: Some(format!("pod {} {}", cluster.name, bound.uid)),
         issued_at: Some(issued),
         not_after: Some(ends.saturating_add(LEEWAY)),
+        environment: cluster.environment.clone(),
     };
     Ok((attested, &cluster.rules))
 }

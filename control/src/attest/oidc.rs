@@ -24,6 +24,7 @@ pub(super) struct Issuer {
     max_life: i64,
     keys: Source,
     rules: Vec<Rule>,
+    environment: Option<String>,
 }
 
 impl Issuer {
@@ -35,6 +36,7 @@ impl Issuer {
             max_life: crate::clock::millis(config.max_life.as_duration()) / 1000,
             keys: Source::new(&config.jwks)?,
             rules: config.rules.clone(),
+            environment: config.environment.clone(),
         })
     }
 }
@@ -62,6 +64,7 @@ pub(super) async fn attest<'a>(
         binding: Some(format!("oidc {} {}", issuer.issuer, token_name(token, &verified.claims))),
         issued_at: Some(issued),
         not_after: Some(ends.saturating_add(LEEWAY)),
+        environment: issuer.environment.clone(),
     };
     Ok((attested, &issuer.rules))
 }

@@ -100,6 +100,7 @@ pub(super) struct Tpms {
     roots: Option<Roots>,
     known: Vec<Pin>,
     rules: Vec<Rule>,
+    environment: Option<String>,
 }
 
 /// What one connection was asked, and what the right answer proves. Good for one try.
@@ -130,7 +131,8 @@ pub struct Answer<'a> {
 impl Tpms {
     pub(super) fn new(config: &Config) -> Result<Self, AttestError> {
         let roots = config.ek_roots.as_deref().map(read_roots).transpose()?;
-        Ok(Self { roots, known: config.ek_hashes.clone(), rules: config.rules.clone() })
+        let (known, rules) = (config.ek_hashes.clone(), config.rules.clone());
+        Ok(Self { roots, known, rules, environment: config.environment.clone() })
     }
 
     /// A challenge that only this TPM can open, if it is known.
@@ -168,7 +170,14 @@ impl Tpms {
         let selectors = challenge.selectors.clone();
         // The machine may enroll again with another key whenever it likes: what proves it is no bearer's.
         Ok((
-            Attested { kind: "tpm", selectors, binding: None, issued_at: None, not_after: None },
+            Attested {
+                kind: "tpm",
+                selectors,
+                environment: self.environment.clone(),
+                binding: None,
+                issued_at: None,
+                not_after: None,
+            },
             &self.rules,
         ))
     }

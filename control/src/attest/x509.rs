@@ -18,12 +18,14 @@ use crate::digest::sha256;
 pub struct Pki {
     roots: Roots,
     rules: Vec<Rule>,
+    environment: Option<String>,
 }
 
 impl Pki {
     pub(super) fn new(config: &X509) -> Result<Self, AttestError> {
         let wrong = |why| AttestError::Roots { of: "attest.x509.roots", path: config.roots.clone(), why };
-        Ok(Self { roots: read_roots(&config.roots).map_err(wrong)?, rules: config.rules.clone() })
+        let roots = read_roots(&config.roots).map_err(wrong)?;
+        Ok(Self { roots, rules: config.rules.clone(), environment: config.environment.clone() })
     }
 
     /// Verifies a chain that was presented in a handshake.
@@ -42,6 +44,7 @@ impl Pki {
             binding: None,
             issued_at: None,
             not_after: Some(certificate.not_after),
+            environment: self.environment.clone(),
         };
         Ok((attested, &self.rules))
     }

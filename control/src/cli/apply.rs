@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use postern_config::file;
-use postern_config::registry::Identity;
+use postern_config::registry::{Identity, Placed};
 
 use super::policy::path_or_stdin;
 use super::service::print;
@@ -37,14 +37,14 @@ impl Apply {
     pub(super) async fn run(self, common: &Common) -> Result<(), CliError> {
         let mut wanted: Vec<Identity> = Vec::new();
         for path in self.files.iter().map(|path| expand(path)).collect::<Result<Vec<_>, _>>()?.concat() {
-            for identity in file::load_stream::<Identity>(&path_or_stdin(&path))? {
-                identity
-                    .check()
-                    .map_err(|why| CliError::File(format!("{}:  error: {why}", path.display())))?;
-                wanted.push(identity);
+            let text = file::read(&path_or_stdin(&path))?;
+            for piece in file::pieces(&text).filter(|piece| !piece.is_empty()) {
+                let placed = Placed::read(&piece);
+                let placed = placed.map_err(|why| CliError::File(format!("{}:{why}", path.display())))?;
+                wanted.push(placed.identity);
             }
         }
-        print(common, &common.client().post("/v1/declarations", &wanted).await?, "applied")
+        print(common, &common.client()?.post("/v1/declarations", &wanted).await?, "applied")
     }
 }
 
@@ -52,7 +52,7 @@ impl Delete {
     pub(super) async fn run(self, common: &Common) -> Result<(), CliError> {
         let Self::Identity { name } = self;
         postern_config::service::check_name(&name).map_err(|why| CliError::Failed(why.to_string()))?;
-        print(common, &common.client().delete(&format!("/v1/declarations/{name}")).await?, "deleted")
+        print(common, &common.client()?.delete(&format!("/v1/declarations/{name}")).await?, "deleted")
     }
 }
 

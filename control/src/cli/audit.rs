@@ -98,7 +98,7 @@ enum Line {
 
 impl Audit {
     pub(super) async fn run(self, common: &Common) -> Result<(), CliError> {
-        let client = common.client();
+        let client = common.client()?;
         match self.command {
             None => {
                 let records: Vec<Record> = client.get(&format!("/v1/audit?last={}", self.last)).await?;

@@ -40,7 +40,7 @@ impl Backup {
             return Err(CliError::Failed(format!("{} exists; it is not overwritten", self.file.display())));
         }
         let wanted = TakeSnapshot { with_keys: self.with_keys };
-        let made: SnapshotMade = common.client().post("/v1/snapshots", &wanted).await?;
+        let made: SnapshotMade = common.client()?.post("/v1/snapshots", &wanted).await?;
         let snapshot = common.data().join(&made.file);
         let packed = backup::pack(common.data(), &snapshot, &made.trust_domain, self.with_keys, &self.file);
         let _ = std::fs::remove_file(&snapshot);

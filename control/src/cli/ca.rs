@@ -107,7 +107,7 @@ impl Command {
 }
 
 async fn list(common: &Common) -> Result<(), CliError> {
-    let all: Vec<AuthorityView> = common.client().get("/v1/ca/authorities").await?;
+    let all: Vec<AuthorityView> = common.client()?.get("/v1/ca/authorities").await?;
     if common.is_json() {
         return output::json(&all);
     }
@@ -117,7 +117,7 @@ async fn list(common: &Common) -> Result<(), CliError> {
         .collect::<Vec<_>>();
     output::table(["KIND", "STATE", "KEY ID", "NAME", "REPLICA", "UNTIL"], &rows)?;
     // What ended well needs no word.
-    let last: Vec<RotationView> = common.client().get("/v1/ca/rotations").await?;
+    let last: Vec<RotationView> = common.client()?.get("/v1/ca/rotations").await?;
     for rotation in last.iter().filter(|r| r.state != "pruned").take(3) {
         output::print(&format!(
             "{} rotation since {}: {}",
@@ -130,7 +130,7 @@ async fn list(common: &Common) -> Result<(), CliError> {
 }
 
 async fn rotate_issuing(common: &Common) -> Result<(), CliError> {
-    let issuing: IssuingView = common.client().post("/v1/ca/rotate", &json!({})).await?;
+    let issuing: IssuingView = common.client()?.post("/v1/ca/rotate", &json!({})).await?;
     if common.is_json() {
         return output::json(&issuing);
     }
@@ -142,7 +142,7 @@ async fn rotate_issuing(common: &Common) -> Result<(), CliError> {
 
 /// Begins, then shows each stage until the new authority signs; one that was rolled back is a failure.
 async fn rotate(common: &Common, begin: BeginRotation, detach: bool) -> Result<(), CliError> {
-    let begun: RotationView = common.client().post("/v1/ca/rotation", &begin).await?;
+    let begun: RotationView = common.client()?.post("/v1/ca/rotation", &begin).await?;
     let (id, new_root, mut shown) = (begun.id.clone(), begun.new_root.clone(), String::new());
     let mut current = Some(begun);
     loop {
@@ -159,7 +159,7 @@ async fn rotate(common: &Common, begin: BeginRotation, detach: bool) -> Result<(
             break;
         }
         tokio::time::sleep(LOOK).await;
-        let now: Vec<RotationView> = common.client().get("/v1/ca/rotations").await?;
+        let now: Vec<RotationView> = common.client()?.get("/v1/ca/rotations").await?;
         current = now.into_iter().find(|r| r.id == id);
     }
     if common.is_json() {
@@ -227,7 +227,7 @@ fn stage(rotation: &RotationView) -> String {
 }
 
 async fn taint(common: &Common, key_id: String) -> Result<(), CliError> {
-    let done: TaintedView = common.client().post("/v1/ca/taint", &TaintIssuing { key_id }).await?;
+    let done: TaintedView = common.client()?.post("/v1/ca/taint", &TaintIssuing { key_id }).await?;
     match common.is_json() {
         true => output::json(&done),
         false => output::print(&format!(
@@ -238,7 +238,7 @@ async fn taint(common: &Common, key_id: String) -> Result<(), CliError> {
 }
 
 async fn approve(common: &Common, key: String) -> Result<(), CliError> {
-    let done: Approved = common.client().post("/v1/ca/approve", &Approve { key }).await?;
+    let done: Approved = common.client()?.post("/v1/ca/approve", &Approve { key }).await?;
     match common.is_json() {
         true => output::json(&done),
         false => output::print(&format!("replica {} gets its issuing CA within a second", done.replica)),

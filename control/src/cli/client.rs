@@ -1,4 +1,4 @@
-//! The admin API's client: one request, one answer, over the Unix socket in the data directory.
+//! The admin API's client: one request, one answer, over the Unix socket in the data directory or over mutual TLS.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,11 @@ use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
 use super::CliError;
+use super::remote::Remote;
 use crate::ADMIN_SOCKET;
 use crate::api::model::Refused;
 use crate::api::socket::shortened;
@@ -21,14 +23,22 @@ const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
 /// Where the control plane is.
 #[derive(Debug)]
-pub(super) struct Client {
-    data: PathBuf,
+pub(super) enum Client {
+    /// The socket in this data directory.
+    Local(PathBuf),
+    /// The operators' port.
+    Remote(Remote),
 }
+
+/// A connection, of either kind.
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 impl Client {
     /// The control plane of this data directory.
     pub(super) fn new(data: &Path) -> Self {
-        Self { data: data.to_owned() }
+        Self::Local(data.to_owned())
     }
 
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CliError> {
@@ -87,23 +97,32 @@ impl Client {
         })
     }
 
-    async fn connect(&self) -> Result<UnixStream, CliError> {
-        let socket = self.data.join(ADMIN_SOCKET);
-        let connected = async {
-            let (_held, short) = shortened(&socket)?;
-            UnixStream::connect(short).await
-        };
-        connected.await.map_err(|error| {
-            let (socket, data) = (socket.display(), self.data.display());
-            CliError::Failed(match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                    format!("nobody answers at {socket}: is `postern serve --data {data}` running?")
-                }
-                io::ErrorKind::PermissionDenied => {
-                    format!("{socket} belongs to somebody else: run this as the user of `postern serve`, or as root")
-                }
-                _ => format!("{socket}: {error}"),
-            })
-        })
+    async fn connect(&self) -> Result<Box<dyn Duplex>, CliError> {
+        match self {
+            Self::Local(data) => Ok(Box::new(local(data).await?)),
+            Self::Remote(remote) => Ok(Box::new(remote.connect().await?)),
+        }
     }
+}
+
+async fn local(data: &Path) -> Result<UnixStream, CliError> {
+    let socket = data.join(ADMIN_SOCKET);
+    let connected = async {
+        let (_held, short) = shortened(&socket)?;
+        UnixStream::connect(short).await
+    };
+    connected.await.map_err(|error| {
+        let (socket, data) = (socket.display(), data.display());
+        CliError::Failed(match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                format!("nobody answers at {socket}: is `postern serve --data {data}` running?")
+            }
+            io::ErrorKind::PermissionDenied => {
+                format!(
+                    "{socket} belongs to somebody else: run this as the user of `postern serve`, or as root"
+                )
+            }
+            _ => format!("{socket}: {error}"),
+        })
+    })
 }

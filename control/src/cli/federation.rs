@@ -64,7 +64,7 @@ pub(super) struct Add {
 
 impl Command {
     pub(super) async fn run(self, common: &Common) -> Result<(), CliError> {
-        let client = common.client();
+        let client = common.client()?;
         match self {
             Self::Add(add) => {
                 let done: Refreshed = client.post("/v1/federation", &add.wanted()?).await?;

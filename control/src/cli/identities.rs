@@ -56,7 +56,7 @@ impl Identities {
     }
 
     async fn live(&self, common: &Common) -> Result<(), CliError> {
-        let mut all: Vec<Identity> = common.client().get("/v1/identities").await?;
+        let mut all: Vec<Identity> = common.client()?.get("/v1/identities").await?;
         if let Some(within) = self.near_expiry {
             all.retain(|one| millis(&one.expires_at) - now_ms() <= within.as_duration().as_millis() as i64);
         }
@@ -99,7 +99,7 @@ fn row(one: Identity) -> [String; 8] {
 }
 
 async fn declared(common: &Common) -> Result<(), CliError> {
-    let all: Vec<registry::Identity> = common.client().get("/v1/declarations").await?;
+    let all: Vec<registry::Identity> = common.client()?.get("/v1/declarations").await?;
     if common.is_json() {
         return output::json(&all);
     }
@@ -117,7 +117,7 @@ async fn declared(common: &Common) -> Result<(), CliError> {
 
 async fn remove(common: &Common, id: &str) -> Result<(), CliError> {
     let id: SpiffeId = id.parse().map_err(|why| CliError::Failed(format!("not a SPIFFE ID: {why}")))?;
-    let done: RevokedView = common.client().post("/v1/identities/remove", &RemoveIdentity { id }).await?;
+    let done: RevokedView = common.client()?.post("/v1/identities/remove", &RemoveIdentity { id }).await?;
     match common.is_json() {
         true => output::json(&done),
         false => output::print(&format!(

@@ -28,8 +28,8 @@ Its replica signs with another key within a second. Verifiers outside that cache
 impl Command {
     pub(super) async fn run(self, common: &Common) -> Result<(), CliError> {
         match self {
-            Self::List => show(common, common.client().get("/v1/jwt/keys").await?),
-            Self::Rotate => show(common, common.client().post("/v1/jwt/rotate", &json!({})).await?),
+            Self::List => show(common, common.client()?.get("/v1/jwt/keys").await?),
+            Self::Rotate => show(common, common.client()?.post("/v1/jwt/rotate", &json!({})).await?),
             Self::Taint { kid } => taint(common, kid).await,
         }
     }
@@ -45,7 +45,7 @@ fn show(common: &Common, keys: Vec<JwtKeyView>) -> Result<(), CliError> {
 }
 
 async fn taint(common: &Common, kid: String) -> Result<(), CliError> {
-    let done: TaintedView = common.client().post("/v1/jwt/taint", &TaintIssuing { key_id: kid }).await?;
+    let done: TaintedView = common.client()?.post("/v1/jwt/taint", &TaintIssuing { key_id: kid }).await?;
     match common.is_json() {
         true => output::json(&done),
         false => output::print(&format!(

@@ -71,7 +71,7 @@ impl Command {
                 let kind = kind.map_or(String::new(), |kind| format!("?kind={}", kind.as_str()));
                 print(
                     common,
-                    &common.client().delete(&format!("/v1/policies/{path}{kind}")).await?,
+                    &common.client()?.delete(&format!("/v1/policies/{path}{kind}")).await?,
                     "deleted",
                 )
             }
@@ -80,7 +80,7 @@ impl Command {
 }
 
 async fn apply(common: &Common, files: &Files) -> Result<(), CliError> {
-    let client = common.client();
+    let client = common.client()?;
     match files.read() {
         Ok(read) => {
             lint::of(&read, ROOT_NAMESPACE, &[]).tell(common);
@@ -99,7 +99,7 @@ async fn apply(common: &Common, files: &Files) -> Result<(), CliError> {
 
 impl Show {
     async fn run(self, common: &Common) -> Result<(), CliError> {
-        let values: Vec<serde_json::Value> = common.client().get("/v1/policies").await?;
+        let values: Vec<serde_json::Value> = common.client()?.get("/v1/policies").await?;
         let mut documents = Vec::with_capacity(values.len());
         for value in &values {
             let document = Document::from_json(&value.to_string());

@@ -42,7 +42,7 @@ impl Revoke {
     pub(super) async fn run(self, common: &Common) -> Result<(), CliError> {
         if self.lift {
             let id = self.id()?;
-            common.client().post::<Lift>("/v1/revocations/lift", &Lift { id: id.clone() }).await?;
+            common.client()?.post::<Lift>("/v1/revocations/lift", &Lift { id: id.clone() }).await?;
             return match common.is_json() {
                 true => output::json(&json!({ "lifted": id })),
                 false => output::print(&format!(
@@ -54,7 +54,7 @@ impl Revoke {
             true => Request { id: Some(self.id()?), serial: None, reason: self.reason },
             false => Request { id: None, serial: Some(self.subject.clone()), reason: self.reason },
         };
-        let done: RevokedView = common.client().post("/v1/revocations", &request).await?;
+        let done: RevokedView = common.client()?.post("/v1/revocations", &request).await?;
         if !self.wait {
             return match common.is_json() {
                 true => output::json(&done),
@@ -88,7 +88,7 @@ impl Revoke {
         let until = tokio::time::Instant::now() + self.timeout.as_duration();
         let path = format!("/v1/generations/{}/progress", done.generation);
         loop {
-            let all: Vec<Progress> = common.client().get(&path).await?;
+            let all: Vec<Progress> = common.client()?.get(&path).await?;
             if all.iter().all(|p| p.acked_at_ms.is_some()) || tokio::time::Instant::now() >= until {
                 return Ok(all);
             }

@@ -56,7 +56,7 @@ pub(super) struct Apply {
 
 impl Command {
     pub(super) async fn run(self, common: &Common) -> Result<(), CliError> {
-        let client = common.client();
+        let client = common.client()?;
         match self {
             Self::Apply(wanted) => {
                 let wanted = wanted.services()?;

@@ -13,7 +13,7 @@ pub(super) struct StatusCommand {}
 
 impl StatusCommand {
     pub(super) async fn run(self, common: &Common) -> Result<(), CliError> {
-        let status: Status = common.client().get("/v1/status").await?;
+        let status: Status = common.client()?.get("/v1/status").await?;
         if common.is_json() {
             return output::json(&status);
         }

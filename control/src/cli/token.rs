@@ -51,7 +51,7 @@ impl Command {
         let labels: BTreeMap<_, _> = wanted.labels.iter().cloned().collect();
         let Create { ttl, cidr, environment, svid_ttl, .. } = wanted;
         let wanted = CreateToken { id, ttl, cidr, labels, environment, svid_ttl };
-        let token: CreatedToken = common.client().post("/v1/tokens", &wanted).await?;
+        let token: CreatedToken = common.client()?.post("/v1/tokens", &wanted).await?;
         if common.is_json() { output::json(&token) } else { output::print(&token.join) }
     }
 }

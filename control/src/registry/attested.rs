@@ -39,7 +39,8 @@ impl Registry {
         // The proof comes first: it costs one signature, and nobody else is asked for who has no key of this connection.
         let csr = proven_request(attempt)?;
         let (attested, rules) = self.attestors.attest(credential, attempt.remote, now_ms()).await?;
-        let admission = attest::admit(rules, &attested)?;
+        let declared = self.store.declared().await?;
+        let admission = attest::admit(rules, &declared, &attested)?;
         csr.check(&admission.spiffe_id)?;
         self.admit(attempt, &attested, admission, &csr).await
     }

@@ -127,6 +127,11 @@ impl Registry {
             // The answer to this very key got lost: here it is again.
             let earlier = change.certificate_of_key(&lineage, &key).await?.filter(|c| c.not_after > now_ms());
             let earlier = earlier.ok_or(Refusal::Token(TokenFault::Used))?;
+            // What was taken out of service or revoked meanwhile would be refused by everybody.
+            match change.lineage_of(&earlier.serial).await? {
+                Some(lineage) if lineage.ended_at.is_none() => {}
+                _ => return Err(Refusal::Revoked),
+            }
             return Ok(self.again(earlier));
         }
         let (leaf, issued) = self.begin(&mut change, &mut lineage, subject, csr, attempt.ttl_ms).await?;
@@ -147,9 +152,6 @@ impl Registry {
         csr: &Csr,
         ttl_ms: u64,
     ) -> Result<(Leaf, Issued), Refusal> {
-        if let Some(declared) = change.declared(&lineage.spiffe_id).await? {
-            lineage.labels.extend(declared.spec.labels);
-        }
         // The lineage's row comes first, since the certificate refers to it.
         change.add_lineage(lineage, now_ms()).await?;
         let (leaf, issued) = self.sign(change, lineage, subject, &csr.key, ttl_ms).await?;

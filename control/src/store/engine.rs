@@ -71,7 +71,7 @@ pub(super) async fn open(location: &Location) -> Result<Store, StoreError> {
     let write = pool(1).await.map_err(|error| engine.explain(error))?;
     engine.migrations().run(&write).await?;
     let read = pool(READERS).await.map_err(|error| engine.explain(error))?;
-    Ok(Store { engine, read, write, chain: NAMELESS.into() })
+    Ok(Store { engine, read, write, chain: NAMELESS.into(), declared: super::identities::Cache::default() })
 }
 
 /// Whether the same statement may succeed on another connection, or once somebody else's change is over.

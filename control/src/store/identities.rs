@@ -1,16 +1,33 @@
 //! Declared identities at rest, each a JSON document under its name.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use postern_config::id::SpiffeId;
-use postern_config::registry::Identity;
+use postern_config::registry::{self, Declarations, Identity};
 use sqlx::any::AnyRow;
 
 use super::{Change, Store, StoreError, json};
 
+/// The declarations as they were last read, and the generation that they are at least of: every change of them makes a new one.
+pub(super) type Cache = Arc<Mutex<Option<(u64, Arc<Declarations>)>>>;
+
 impl Store {
-    /// All declared identities, by name.
-    pub async fn declared(&self) -> Result<Vec<Identity>, StoreError> {
+    /// All declared identities, by name. Read again only after a change.
+    pub async fn declared(&self) -> Result<Arc<Declarations>, StoreError> {
+        // The number first: what is read may then be newer than its number, and is only read once more than needed.
+        let generation = self.counter("generation").await?;
+        let cached = self.declared.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((of, declared)) = cached
+            && of == generation
+        {
+            return Ok(declared);
+        }
         let rows = sqlx::query("SELECT document FROM identities ORDER BY name").fetch_all(&self.read).await?;
-        rows.iter().map(identity).collect()
+        let all = rows.iter().map(identity).collect::<Result<_, _>>()?;
+        let declared = Arc::new(Declarations::new(all));
+        *self.declared.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((generation, Arc::clone(&declared)));
+        Ok(declared)
     }
 
     /// Whether an enrollment of this identity has not been ended, or a token for it waits at `now`.
@@ -29,10 +46,30 @@ impl Store {
 }
 
 impl Change {
-    /// What is declared of an identity, as this change sees it.
+    /// The document that binds an identity, as this change sees it: its own, or the closest template.
     pub async fn declared(&mut self, id: &SpiffeId) -> Result<Option<Identity>, StoreError> {
-        let row = sqlx::query("SELECT document FROM identities WHERE spiffe_id = $1")
+        let rows = sqlx::query("SELECT document FROM identities WHERE spiffe_id = $1 OR template = 1")
             .bind(id.as_str())
+            .fetch_all(&mut *self.tx)
+            .await?;
+        let candidates = rows.iter().map(identity).collect::<Result<_, _>>()?;
+        Ok(registry::closest(candidates, id))
+    }
+
+    /// The documents that stand under this name, or declare the same as `wanted`: two at most.
+    pub async fn declared_like(&mut self, wanted: &Identity) -> Result<Vec<Identity>, StoreError> {
+        let rows = sqlx::query("SELECT document FROM identities WHERE name = $1 OR spiffe_id = $2")
+            .bind(wanted.metadata.name.as_str())
+            .bind(wanted.pattern().to_string())
+            .fetch_all(&mut *self.tx)
+            .await?;
+        rows.iter().map(identity).collect()
+    }
+
+    /// The document that stands under this name.
+    pub async fn declaration(&mut self, name: &str) -> Result<Option<Identity>, StoreError> {
+        let row = sqlx::query("SELECT document FROM identities WHERE name = $1")
+            .bind(name)
             .fetch_optional(&mut *self.tx)
             .await?;
         row.as_ref().map(identity).transpose()
@@ -41,12 +78,14 @@ impl Change {
     /// Declares an identity, or replaces what was declared under this name.
     pub async fn put_identity(&mut self, wanted: &Identity) -> Result<(), StoreError> {
         sqlx::query(
-            "INSERT INTO identities (name, spiffe_id, document) VALUES ($1, $2, $3) \
-             ON CONFLICT (name) DO UPDATE SET spiffe_id = excluded.spiffe_id, document = excluded.document",
+            "INSERT INTO identities (name, spiffe_id, document, template) VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (name) DO UPDATE SET spiffe_id = excluded.spiffe_id, document = excluded.document, \
+             template = excluded.template",
         )
         .bind(wanted.metadata.name.as_str())
-        .bind(wanted.spec.spiffe_id.as_str())
+        .bind(wanted.pattern().to_string())
         .bind(serde_json::json!(wanted).to_string())
+        .bind(i64::from(wanted.id().is_none()))
         .execute(&mut *self.tx)
         .await?;
         Ok(())

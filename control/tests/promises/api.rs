@@ -5,7 +5,7 @@ use std::process::Command;
 
 use base64::Engine as _;
 
-use crate::harness::{Control, Svid, enrolled};
+use crate::harness::{Control, Svid, enrolled, failed};
 use crate::lint::python_program;
 
 /// A certificate with its key as two files, as clients of all kinds want them.
@@ -84,6 +84,75 @@ async fn a_role_is_needed_for_every_call_and_whoever_has_none_is_on_record() {
     control.json(&["revoke", "spiffe://corp.example/ops/root", "--reason", "keyCompromise"]);
     assert_ne!(ask(&control, Some(&admin), &[], "/v1/status").0, 200);
     assert!(control.cli(&["status"]).status.success(), "the socket stays");
+}
+
+/// One file with everything that an operator's command needs.
+fn pass(control: &Control, svid: &Svid, name: &str) -> PathBuf {
+    let path = control.data().join(name);
+    let root = std::fs::read_to_string(control.data().join("ca/root.pem")).unwrap();
+    let chain: String = svid.chain.iter().map(|der| pem("CERTIFICATE", der)).collect();
+    write(&path, &format!("{}{chain}{root}", pem("PRIVATE KEY", svid.key.secret_pkcs8_der())));
+    path
+}
+
+#[tokio::test]
+async fn the_command_speaks_mutual_tls_and_says_which_role_it_lacks() {
+    let control = Control::configured(
+        "api:\n  listen: 127.0.0.1:0\n  operators:\n  - { id: spiffe://corp.example/ops/root, role: admin }\n  \
+         - { id: spiffe://corp.example/ops/both, role: admin }\n",
+    );
+    let (_, root) = enrolled(&control, "/ops/root", &[]).await;
+    let (_, ann) = enrolled(&control, "/ops/ann", &[]).await;
+    let (_, both) = enrolled(&control, "/ops/both", &[]).await;
+    let (root, ann) = (pass(&control, &root, "root.pem"), pass(&control, &ann, "ann.pem"));
+    let both = pass(&control, &both, "both.pem");
+    let url = format!("https://{}", control.ready["api"].as_str().unwrap());
+    let ask = |file: &Path, more: &[&str]| {
+        control.cli(&[&["--api", &url, "--api-cert", file.to_str().unwrap()], more].concat())
+    };
+    let document = |name: &str, role: &str| {
+        format!(
+            "apiVersion: postern.dev/v1\nkind: Identity\nmetadata: {{ name: {name} }}\nspec:\n  \
+             spiffeId: spiffe://corp.example/ops/{name}\n  owner: {name}\n{role}"
+        )
+    };
+    let file = control.data().join("ops.yaml");
+    let apply = ["apply", "-f", file.to_str().unwrap()];
+
+    failed(&ask(&ann, &["status"]), 1, "this identity has no role here");
+    write(&file, &(document("ann", "  role: operator\n") + "---\n" + &document("both", "  role: viewer\n")));
+    assert!(ask(&root, &apply).status.success());
+    assert!(ask(&ann, &["status"]).status.success(), "a declared role counts from now on");
+    failed(&ask(&ann, &["ca", "rotate"]), 1, "this needs the role admin");
+    assert!(ask(&both, &["status"]).status.success());
+    failed(&ask(&both, &["ca", "rotate"]), 1, "this needs the role admin");
+
+    // Nobody makes himself more than he is: not by a document, a token, selectors, a template, or by taking one away.
+    write(&file, &document("ann", "  role: admin\n"));
+    failed(&ask(&ann, &apply), 1, "this needs the role admin: it says who is an operator");
+    write(&file, &document("eve", "  role: viewer\n"));
+    failed(&ask(&ann, &apply), 1, "this needs the role admin");
+    let token =
+        |id: &str| ask(&ann, &["token", "create", "--id", &format!("spiffe://corp.example/ops/{id}")]);
+    failed(&token("root"), 1, "this needs the role admin");
+    failed(&token("ann"), 1, "this needs the role admin");
+    assert!(token("bob").status.success());
+    let selectors = "  selectors: { k8s.namespace: a, k8s.service_account: \"*\" }\n";
+    write(&file, &document("root", selectors));
+    failed(&ask(&ann, &apply), 1, "this needs the role admin");
+    write(&file, &document("x", selectors).replace("ops/x", "ops/{k8s.service_account}"));
+    failed(&ask(&ann, &apply), 1, "this needs the role admin");
+    failed(&ask(&ann, &["delete", "identity", "both"]), 1, "this needs the role admin");
+    write(&file, &document("bob", ""));
+    assert!(ask(&ann, &apply).status.success(), "what is no operator's matter is an operator's work");
+
+    // A workload of the same root is not taken for the control plane, and another root's is not either.
+    let strange = Control::start();
+    let (_, other) = enrolled(&strange, "/ops/root", &[]).await;
+    let other = pass(&strange, &other, "other.pem");
+    failed(&ask(&other, &["status"]), 1, "this is not the control plane of the trust domain");
+    failed(&control.cli(&["--api", &url, "status"]), 1, "--api needs --api-cert");
+    failed(&control.cli(&["--api", "http://a:1", "--api-cert", "x", "status"]), 1, "write https://host:port");
 }
 
 /// In full length: `POSTERN_FULL=1 cargo test -p postern-control --test promises -- --nocapture schemathesis`.

@@ -9,6 +9,7 @@ use tonic::Code;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::harness::{Connection, Control, Keys, Svid, TD, enrolled, failed};
+use crate::watching::Watch;
 
 fn document(name: &str, more: &str) -> String {
     format!(
@@ -133,12 +134,41 @@ async fn what_has_ended_is_taken_out_of_service() {
     control.json(&["identities", "remove", &id("web")]);
     assert!(!renews(&control, &join, &svid).await, "its certificate is good still");
     enrolled(&control, "/web", &[]).await;
+    // A spent one does not bring back what is refused, not even to the key that spent it.
+    let (spent, keys) = (control.token("/gone", &[]), Keys::new());
+    Connection::to(&control, &spent, None).await.enroll(&spent, &keys).await.unwrap();
+    control.json(&["identities", "remove", &id("gone")]);
+    let refused = Connection::to(&control, &spent, None).await.enroll(&spent, &keys).await.unwrap_err();
+    assert!(refused.message().contains("revoked"), "{refused}");
     // A token that waits is dead with it.
     let waiting = control.token("/late", &[]);
     control.json(&["identities", "remove", &id("late")]);
     let refused = Connection::to(&control, &waiting, None).await.enroll(&waiting, &Keys::new()).await;
     assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
     failed(&control.cli(&["identities", "remove", &id("nobody")]), 1, "has no enrollment and no token here");
+}
+
+#[tokio::test]
+async fn labels_of_a_changed_document_reach_whoever_is_there_already() {
+    let control = Control::start();
+    let policy = control.data().join("p.yaml");
+    fs::write(
+        &policy,
+        "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: { name: gold, namespace: istio-system }\n\
+         spec:\n  selector: { matchLabels: { tier: gold } }\n  rules: [{}]\n",
+    )
+    .unwrap();
+    control.json(&["policy", "apply", "-f", policy.to_str().unwrap()]);
+    let (join, svid) = enrolled(&control, "/pay", &[]).await;
+    let mut watch = Watch::open(&control, &join, &svid).await.unwrap();
+    let documents = |response: Result<v1::WatchResponse, tonic::Status>| {
+        response.unwrap().policies.map(|set| set.documents.len())
+    };
+    assert_eq!(documents(watch.next().await), Some(0));
+    applied(&control, &document("pay", "  labels: { tier: gold }\n"));
+    assert_eq!(documents(watch.next().await), Some(1));
+    applied(&control, &document("pay", "  labels: { tier: tin }\n"));
+    assert_eq!(documents(watch.next().await), Some(0));
 }
 
 #[test]

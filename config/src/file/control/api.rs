@@ -15,7 +15,7 @@ use crate::id::SpiffeId;
 pub struct ApiConfig {
     /// Where it is served, such as `127.0.0.1:7080`.
     pub listen: Option<SocketAddr>,
-    /// Who may call, and what.
+    /// Who may call, and what; beside identities that are declared with a `role`. Where both name one, the lesser role holds.
     pub operators: Vec<OperatorConfig>,
 }
 
@@ -43,12 +43,28 @@ pub enum OperatorRole {
     Admin,
 }
 
+impl std::fmt::Display for OperatorRole {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        })
+    }
+}
+
+impl std::str::FromStr for OperatorRole {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let role = [Self::Viewer, Self::Operator, Self::Admin].into_iter().find(|r| r.to_string() == text);
+        role.ok_or_else(|| format!("{text:?} is no role: viewer, operator or admin"))
+    }
+}
+
 impl ApiConfig {
     pub(super) fn check(&self) -> Result<(), YamlError> {
         let wrong = |message: String| Err(YamlError::without_place(message));
-        if self.listen.is_some() && self.operators.is_empty() {
-            return wrong("api.listen is given, but no api.operators: nobody could call".to_owned());
-        }
         for (index, operator) in self.operators.iter().enumerate() {
             if operator.id.is_reserved() {
                 return wrong(format!("api.operators: {} is reserved", operator.id));

@@ -39,6 +39,9 @@ pub struct Tpm {
     pub ek_roots: Option<PathBuf>,
     /// EKs that are known without a certificate: the SHA-256 over the public key's SubjectPublicKeyInfo.
     pub ek_hashes: Vec<Pin>,
+    /// The environment of whoever enrolls here: a declared identity of another one is never given, by no rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
     /// Which machines get which identity. Each rule says `tpm.ek` (64 hex digits; `"*"` takes every EK that is known);
     /// `tpm.manufacturer` and `tpm.model` stand in certificates alone.
     pub rules: Vec<Rule>,
@@ -69,8 +72,12 @@ pub struct Kubernetes {
     /// other nodes. Not behind anything that translates addresses.
     #[serde(default)]
     pub from_pod_address: bool,
+    /// The environment of whoever enrolls here: a declared identity of another one is never given, by no rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
     /// Which accounts get which identity. Each rule says `k8s.namespace` and `k8s.service_account`; `k8s.pod`, `k8s.node` and
     /// `k8s.cluster` may be asked as well.
+    #[serde(default)]
     pub rules: Vec<Rule>,
 }
 
@@ -123,8 +130,12 @@ pub struct Oidc {
     /// The longest that a token may live from `iat` to `exp`.
     #[serde(default = "an_hour")]
     pub max_life: Span,
+    /// The environment of whoever enrolls here: a declared identity of another one is never given, by no rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
     /// Which tokens give which identity, by their claims: `oidc.sub`, `oidc.repository`, …. Each rule asks for at least one
     /// exact value, since an issuer may serve the whole world.
+    #[serde(default)]
     pub rules: Vec<Rule>,
 }
 
@@ -157,8 +168,12 @@ pub enum SignedBy {
 pub struct X509 {
     /// A PEM file with its roots.
     pub roots: PathBuf,
+    /// The environment of whoever enrolls here: a declared identity of another one is never given, by no rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
     /// Which certificates give which identity. Each rule pins the CA that issued them, `x509.issuer: sha256:…` (of its
     /// SubjectPublicKeyInfo), and one field: `x509.serial`, `x509.dns`, `x509.uri` or `x509.san`.
+    #[serde(default)]
     pub rules: Vec<Rule>,
 }
 
@@ -177,7 +192,7 @@ fn usual_algorithms() -> Vec<SignedBy> {
 impl AttestConfig {
     /// Whether a join token is the only way in.
     pub fn is_off(&self) -> bool {
-        self.kubernetes.is_empty() && self.oidc.is_empty() && self.x509.is_none()
+        self.kubernetes.is_empty() && self.oidc.is_empty() && self.x509.is_none() && self.tpm.is_none()
     }
 
     /// Every rule, with where it stands.
@@ -190,6 +205,15 @@ impl AttestConfig {
         kubernetes.chain(oidc).chain(x509).chain(tpm).flat_map(|(place, rules)| {
             rules.iter().enumerate().map(move |(n, rule)| (format!("attest.{place}.rules[{n}]"), rule))
         })
+    }
+
+    /// The same, each rule with its section's environment written out.
+    pub fn with_environments(mut self) -> Self {
+        self.kubernetes.iter_mut().for_each(|k| scoped(&mut k.rules, k.environment.as_ref()));
+        self.oidc.iter_mut().for_each(|o| scoped(&mut o.rules, o.environment.as_ref()));
+        self.x509.iter_mut().for_each(|x| scoped(&mut x.rules, x.environment.as_ref()));
+        self.tpm.iter_mut().for_each(|t| scoped(&mut t.rules, t.environment.as_ref()));
+        self
     }
 
     /// Checks what the types alone do not say.
@@ -256,21 +280,22 @@ impl Kubernetes {
             }
             _ => return Some("give either `review` or `jwks`".to_owned()),
         }
-        let rules = |rule: &Rule| {
-            let unknown = rule.selectors.keys().map(String::as_str).chain(rule.id.keys());
-            let unknown = unknown.into_iter().find(|key| !KUBERNETES.contains(key));
-            if let Some(unknown) = unknown {
-                return Some(format!("no pod attests {unknown:?}; there are {}", KUBERNETES.join(", ")));
-            }
-            let says = |key: &str| rule.selectors.contains_key(key);
-            match says("k8s.namespace") && says("k8s.service_account") {
-                true => None,
-                false => Some(
-                    "`match` must say `k8s.namespace` and `k8s.service_account` (\"*\" takes any)".to_owned(),
-                ),
-            }
-        };
-        each(&self.rules, rules)
+        each(&self.rules, self.environment.as_ref(), kubernetes_rule)
+    }
+}
+
+fn kubernetes_rule(rule: &Rule) -> Option<String> {
+    let unknown = rule.selectors.keys().map(String::as_str).chain(rule.id.keys());
+    let unknown = unknown.into_iter().find(|key| !KUBERNETES.contains(key));
+    if let Some(unknown) = unknown {
+        return Some(format!("no pod attests {unknown:?}; there are {}", KUBERNETES.join(", ")));
+    }
+    let says = |key: &str| rule.selectors.contains_key(key);
+    match says("k8s.namespace") && says("k8s.service_account") {
+        true => None,
+        false => {
+            Some("`match` must say `k8s.namespace` and `k8s.service_account` (\"*\" takes any)".to_owned())
+        }
     }
 }
 
@@ -285,16 +310,20 @@ impl Oidc {
         if let Some(why) = self.jwks.mistake() {
             return Some(why.to_owned());
         }
-        each(&self.rules, |rule| {
-            let foreign = rule.selectors.keys().map(String::as_str).chain(rule.id.keys());
-            if let Some(key) = foreign.into_iter().find(|key| !key.starts_with("oidc.")) {
-                return Some(format!("{key:?} is no claim; write `oidc.` and the claim's name"));
-            }
-            // What every token of the issuer says chooses nobody.
-            let chooses = |(key, wanted): (&String, &Wanted)| {
-                !wanted.is_any() && !["oidc.iss", "oidc.aud"].contains(&key.as_str())
-            };
-            match rule.selectors.iter().any(chooses) {
+        each(&self.rules, self.environment.as_ref(), oidc_rule)
+    }
+}
+
+fn oidc_rule(rule: &Rule) -> Option<String> {
+    let foreign = rule.selectors.keys().map(String::as_str).chain(rule.id.keys());
+    if let Some(key) = foreign.into_iter().find(|key| !key.starts_with("oidc.")) {
+        return Some(format!("{key:?} is no claim; write `oidc.` and the claim's name"));
+    }
+    // What every token of the issuer says chooses nobody.
+    let chooses = |(key, wanted): (&String, &Wanted)| {
+        !wanted.is_any() && !["oidc.iss", "oidc.aud"].contains(&key.as_str())
+    };
+    match rule.selectors.iter().any(chooses) {
                 true => None,
                 false => Some(
                     "`match` must ask for the exact value of a claim such as `oidc.repository`: whoever can get a token of \
@@ -302,24 +331,47 @@ impl Oidc {
                         .to_owned(),
                 ),
             }
-        })
-    }
 }
 
 impl X509 {
     fn mistake(&self) -> Option<String> {
-        each(&self.rules, |rule| {
-            let fields = rule.selectors.keys().filter(|key| X509_FIELDS.contains(&key.as_str())).count();
-            let pinned = rule.selectors.get("x509.issuer").is_some_and(is_pins);
-            if rule.selectors.len() != 2 || fields != 1 || !pinned {
-                return Some(format!(
-                    "`match` must pin the issuing CA (`x509.issuer: sha256:…`) and say exactly one of {}",
-                    X509_FIELDS.join(", ")
-                ));
-            }
-            let stray = rule.id.keys().find(|key| !rule.selectors.contains_key(*key));
-            stray.map(|key| format!("`id` may hold only the field that `match` says, not {key:?}"))
-        })
+        each(&self.rules, self.environment.as_ref(), x509_rule)
+    }
+}
+
+fn x509_rule(rule: &Rule) -> Option<String> {
+    let fields = rule.selectors.keys().filter(|key| X509_FIELDS.contains(&key.as_str())).count();
+    let pinned = rule.selectors.get("x509.issuer").is_some_and(is_pins);
+    if rule.selectors.len() != 2 || fields != 1 || !pinned {
+        return Some(format!(
+            "`match` must pin the issuing CA (`x509.issuer: sha256:…`) and say exactly one of {}",
+            X509_FIELDS.join(", ")
+        ));
+    }
+    let stray = rule.id.keys().find(|key| !rule.selectors.contains_key(*key));
+    stray.map(|key| format!("`id` may hold only the field that `match` says, not {key:?}"))
+}
+
+/// What is wrong with a rule that stands beside no attestor: its selectors say who attests them, and what is asked of a rule in that
+/// attestor's section is asked of this one. A claim means nothing without the issuer who makes it.
+pub(crate) fn mistake_in(rule: &Rule) -> Option<String> {
+    let of = |prefix: &str| rule.selectors.keys().all(|key| key.starts_with(prefix));
+    match rule.selectors.keys().next() {
+        None => Some("`selectors` is empty".to_owned()),
+        Some(_) if of("k8s.") => kubernetes_rule(rule),
+        Some(_) if of("oidc.") => match rule.selectors.get("oidc.iss") {
+            Some(Wanted::One(issuer)) if issuer != "*" => oidc_rule(rule),
+            _ => Some("`selectors` must say whose claims these are: `oidc.iss`, exactly".to_owned()),
+        },
+        Some(_) if of("x509.") => x509_rule(rule),
+        Some(_) if of("tpm.") => match rule.selectors.values().any(|wanted| !wanted.is_any()) {
+            true => tpm_rule(rule),
+            false => Some("`selectors` must name a TPM exactly".to_owned()),
+        },
+        Some(key) => Some(format!(
+            "nobody attests {key:?}, or not together with the others; selectors begin with `k8s.`, `oidc.`, `x509.` or `tpm.`, all \
+             with the same"
+        )),
     }
 }
 
@@ -328,11 +380,7 @@ impl Tpm {
         if self.ek_roots.is_none() && self.ek_hashes.is_empty() {
             return Some("give `ek_roots`, `ek_hashes` or both: no TPM is known otherwise".to_owned());
         }
-        each(&self.rules, |rule| {
-            let mut keys = rule.selectors.keys().map(String::as_str).chain(rule.id.keys());
-            if let Some(unknown) = keys.find(|key| !TPM.contains(key)) {
-                return Some(format!("no TPM attests {unknown:?}; there are {}", TPM.join(", ")));
-            }
+        each(&self.rules, self.environment.as_ref(), |rule| {
             let mut keys = rule.selectors.keys().map(String::as_str).chain(rule.id.keys());
             if self.ek_roots.is_none() && keys.any(|key| key != "tpm.ek") {
                 return Some(
@@ -340,12 +388,20 @@ impl Tpm {
                         .to_owned(),
                 );
             }
-            match rule.selectors.get("tpm.ek") {
-                None => Some("`match` must say `tpm.ek` (\"*\" takes every EK that is known)".to_owned()),
-                Some(wanted) if wanted.is_any() || are_hashes(wanted) => None,
-                Some(_) => Some("`tpm.ek` is 64 hex digits in lower case, without `sha256:`".to_owned()),
-            }
+            tpm_rule(rule)
         })
+    }
+}
+
+fn tpm_rule(rule: &Rule) -> Option<String> {
+    let mut keys = rule.selectors.keys().map(String::as_str).chain(rule.id.keys());
+    if let Some(unknown) = keys.find(|key| !TPM.contains(key)) {
+        return Some(format!("no TPM attests {unknown:?}; there are {}", TPM.join(", ")));
+    }
+    match rule.selectors.get("tpm.ek") {
+        None => Some("`match` must say `tpm.ek` (\"*\" takes every EK that is known)".to_owned()),
+        Some(wanted) if wanted.is_any() || are_hashes(wanted) => None,
+        Some(_) => Some("`tpm.ek` is 64 hex digits in lower case, without `sha256:`".to_owned()),
     }
 }
 
@@ -369,11 +425,24 @@ fn is_pins(wanted: &Wanted) -> bool {
     }
 }
 
-fn each(rules: &[Rule], check: impl Fn(&Rule) -> Option<String>) -> Option<String> {
-    if rules.is_empty() {
-        return Some("`rules` is empty: nobody would be admitted".to_owned());
+/// A section without rules admits by what is declared.
+fn each(
+    rules: &[Rule],
+    environment: Option<&String>,
+    check: impl Fn(&Rule) -> Option<String>,
+) -> Option<String> {
+    rules.iter().enumerate().find_map(|(n, rule)| {
+        let other = rule.environment.as_ref().filter(|own| environment.is_some_and(|e| e != *own));
+        let other = other.map(|own| format!("`environment` is {own:?}, another one than this section's"));
+        other.or_else(|| check(rule)).map(|why| format!("rules[{n}]: {why}"))
+    })
+}
+
+/// The rules with the environment of their section, where they name none.
+fn scoped(rules: &mut [Rule], environment: Option<&String>) {
+    for rule in rules.iter_mut().filter(|rule| rule.environment.is_none()) {
+        rule.environment = environment.cloned();
     }
-    rules.iter().enumerate().find_map(|(n, rule)| check(rule).map(|why| format!("rules[{n}]: {why}")))
 }
 
 impl KeySet {

@@ -205,3 +205,87 @@ async fn after_a_restore_a_token_from_before_it_is_refused_and_a_newer_one_is_ta
     enroll(&control, token(&issuing, "2", |_| {}), &Keys::new()).await.unwrap();
     drop(before);
 }
+
+fn declare(control: &Control, documents: &[(&str, &str, &str)]) {
+    let document = |(name, id, more): &(&str, &str, &str)| {
+        format!(
+            "apiVersion: postern.dev/v1\nkind: Identity\nmetadata: {{ name: {name} }}\nspec:\n  \
+             spiffeId: spiffe://corp.example/{id}\n  owner: ci\n  {more}\n"
+        )
+    };
+    let text: Vec<String> = documents.iter().map(document).collect();
+    let file = control.data().join("identities.yaml");
+    std::fs::write(&file, text.join("---\n")).unwrap();
+    control.json(&["apply", "-f", file.to_str().unwrap()]);
+}
+
+#[tokio::test]
+async fn a_declared_identity_says_by_itself_who_gets_it() {
+    let issuing = Issuing::start().await;
+    let control = configured(&issuing);
+    let selectors =
+        |more: &str| format!("selectors: {{ oidc.iss: \"{ISSUER}\", oidc.ref: refs/heads/x, {more} }}");
+    let (job, actors) = (selectors("oidc.actor: ann"), selectors("oidc.event: push"));
+    let (one, other) =
+        (selectors("oidc.event: pull, oidc.run: r1"), selectors("oidc.event: pull, oidc.job: j1"));
+    declare(
+        &control,
+        &[
+            ("ann", "ci/ann", &job),
+            ("actors", "ci/by/{oidc.actor}", &actors),
+            ("one", "ci/one", &one),
+            ("other", "ci/other", &other),
+        ],
+    );
+    let with = |jti: &str, claims: Value| {
+        token(&issuing, jti, |c| {
+            c["ref"] = json!("refs/heads/x");
+            claims.as_object().unwrap().iter().for_each(|(k, v)| c[k] = v.clone());
+        })
+    };
+    let answer = enroll(&control, with("1", json!({ "actor": "ann" })), &Keys::new()).await.unwrap();
+    assert_eq!(identity(&answer), "spiffe://corp.example/ci/ann");
+    let pushed = with("2", json!({ "actor": "bob", "event": "push" }));
+    let answer = enroll(&control, pushed, &Keys::new()).await.unwrap();
+    assert_eq!(identity(&answer), "spiffe://corp.example/ci/by/bob");
+    assert_eq!(control.json(&["identities"])[1]["owner"], "ci", "a template's document is its identities'");
+    refused(&control, with("3", json!({ "actor": "../ann", "event": "push" })), "bad_identity").await;
+    refused(&control, with("4", json!({ "actor": "bob", "event": "other" })), "no_rule").await;
+    let both = json!({ "actor": "bob", "event": "pull", "run": "r1", "job": "j1" });
+    refused(&control, with("5", both), "ambiguous").await;
+}
+
+#[tokio::test]
+async fn an_attestor_of_staging_yields_nothing_of_prod() {
+    let issuing = Issuing::start().await;
+    let control = Control::configured(&format!(
+        r#"
+attest:
+  oidc:
+    - issuer: {ISSUER}
+      audience: https://postern.corp.example
+      environment: staging
+      jwks: {}
+      rules:
+        - match: {{ oidc.repository: corp/shop }}
+          id: spiffe://corp.example/by-rule
+"#,
+        issuing.key_set()
+    ));
+    let selectors = format!(
+        "selectors: {{ oidc.iss: \"{ISSUER}\", oidc.repository: corp/shop, oidc.ref: refs/heads/main }}"
+    );
+    let (prod, staging) =
+        (format!("{selectors}\n  environment: prod"), format!("{selectors}\n  environment: staging"));
+    // A document of prod, whose selectors fit better than anything else here, is not even looked at.
+    declare(&control, &[("pay", "pay", &prod), ("rule", "by-rule", "environment: prod")]);
+    let status = enroll(&control, token(&issuing, "1", |_| {}), &Keys::new()).await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::PermissionDenied);
+    assert_eq!(control.refusals("enroll"), ["environment"]);
+    declare(&control, &[("rule", "by-rule", "environment: staging")]);
+    let answer = enroll(&control, token(&issuing, "2", |_| {}), &Keys::new()).await.unwrap();
+    assert_eq!(identity(&answer), "spiffe://corp.example/by-rule");
+    declare(&control, &[("pay", "pay", &staging)]);
+    let answer = enroll(&control, token(&issuing, "3", |_| {}), &Keys::new()).await.unwrap();
+    assert_eq!(identity(&answer), "spiffe://corp.example/pay");
+}
