@@ -189,7 +189,9 @@ fn without_key(done: Result<(), ServeError>) -> Result<(), ServeError> {
 /// The work that one replica does for all.
 async fn for_all(plane: &Plane, lease: &Lease, clean_up: bool) -> Result<(), ServeError> {
     plane.publisher.sweep(lease).await?;
-    for ended in plane.store.declared().await?.all().iter().filter(|d| d.has_ended(plane.health.believed_ms())) {
+    for ended in
+        plane.store.declared().await?.all().iter().filter(|d| d.has_ended(plane.health.believed_ms()))
+    {
         // Whoever became one of a template's identities is refused its next certificate.
         let Some(id) = ended.id() else { continue };
         if plane.store.is_in_service(&id, now_ms()).await? {
