@@ -1,7 +1,7 @@
 //! `postern-loadtest report`: one self-contained page of results, tables and the same numbers as drawings.
 //!
 //! The page holds no script and fetches nothing; light or dark is the reader's system's choice. Whatever comes from a
-//! result file goes through [`escape`](svg::escape): a result may come from anybody.
+//! result file goes through `svg::escape`: a result may come from anybody.
 
 use std::path::PathBuf;
 

@@ -156,7 +156,7 @@ where
         let (handler, pulse) = (Rc::clone(handler), open.pulse());
         service_fn(move |request: ::http::Request<Incoming>| {
             let (handler, progress) = (Rc::clone(&handler), InProgress::begin(pulse.clone()));
-            async move {
+            let answering = async move {
                 let stream = STREAM.try_with(Pulse::clone).ok();
                 let beating = |mut body: Body| {
                     if let Some(stream) = &stream {
@@ -173,7 +173,9 @@ where
                 }
                 response.body_mut().at_end(move |_| drop(progress));
                 Answered::Ok(response)
-            }
+            };
+            // Boxed before the library and the task wrap it: each layer would move it once more.
+            Box::pin(answering) as Pin<Box<dyn Future<Output = Answered>>>
         })
     };
     let connection = http2::Builder::new(StreamTasks(Rc::clone(worker)))
