@@ -68,6 +68,57 @@ async fn of_64_parallel_redemptions_exactly_one_wins() {
     assert_eq!(control.json(&["identities"]).as_array().unwrap().len(), 1);
 }
 
+/// Row 65. A secret has 256 bits, so nobody guesses one; what a flood of guesses may cost others is what is bounded: nothing of a
+/// token's owner, a few records of audit, no memory. `POSTERN_FULL=1` guesses ten thousand times.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_guesses_gets_nothing_and_leaves_the_honest_alone() {
+    let guesses = if std::env::var_os("POSTERN_FULL").is_some_and(|v| v == "1") { 10_000 } else { 600 };
+    let (control, began) = (Control::start(), std::time::Instant::now());
+    let honest = control.token("/honest", &[]);
+    let left = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(guesses));
+    let mut guessers = tokio::task::JoinSet::new();
+    for guesser in 0..16 {
+        // Half of them know the token's public name.
+        let mut guess = honest.clone();
+        if guesser % 2 == 0 {
+            guess.token_id = "01JD9W3V8Q4T7ZK2M5XB6R0N1C".into();
+        }
+        let (listen, left) = (control.listen, std::sync::Arc::clone(&left));
+        guessers.spawn(async move {
+            use std::sync::atomic::Ordering::Relaxed;
+            let keys = Keys::new();
+            let take = || left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).ok();
+            // A connection may be turned away or ended for its many failures: then the next one.
+            while left.load(Relaxed) > 0 {
+                let opened = Connection::open(listen, guess.pins[0], None).await;
+                let Ok(mut connection) = opened else { continue };
+                while let Some(number) = take() {
+                    guess.secret[..8].copy_from_slice(&(number as u64).to_be_bytes());
+                    assert_ne!(connection.enroll(&guess, &keys).await.map_err(|s| s.code()).err(), None);
+                    if number % 8 == 0 {
+                        break;
+                    }
+                }
+            }
+        });
+    }
+    let mut connection = Connection::to(&control, &honest, None).await;
+    connection.enroll(&honest, &Keys::new()).await.expect("whoever knows the secret gets in meanwhile");
+    while let Some(done) = guessers.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(control.json(&["identities"]).as_array().unwrap().len(), 1);
+    // At most 512 and 20 a second more.
+    let most = 512 + 20 * usize::try_from(began.elapsed().as_secs() + 1).unwrap();
+    let export = control.cli(&["audit", "export"]).stdout;
+    let refused = String::from_utf8(export).unwrap().matches("\"refused\"").count();
+    assert!(refused > 0 && refused <= most, "{refused} records, {most} are allowed");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", control.pid())).unwrap();
+    let peak = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).unwrap().trim();
+    let peak: u64 = peak.trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 300 * 1024, "{peak} kB");
+}
+
 #[tokio::test]
 async fn a_lost_answer_is_given_again_to_the_same_key_alone() {
     let control = Control::start();

@@ -117,6 +117,10 @@ impl Control {
         self.child.wait().unwrap();
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn dir(&self) -> Arc<tempfile::TempDir> {
         Arc::clone(&self.dir)
     }

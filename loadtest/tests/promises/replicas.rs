@@ -285,6 +285,25 @@ fn a_lease_holder_that_was_stopped_wakes_up_and_writes_nothing_in_its_old_right(
     assert_eq!(lease(&replicas), (second, newer), "it has not taken back what it lost");
 }
 
+/// Row 64: one token, a hundred callers with a key each, at two control planes.
+#[test]
+fn of_a_hundred_uses_of_one_token_at_two_control_planes_exactly_one_wins() {
+    const CALLERS: u64 = 100;
+    let replicas = Replicas::start(2);
+    let join = Admin::at(&replicas.all[0].data()).unwrap();
+    let join = join.tokens(1, "once", Duration::from_secs(600), |_| {}).unwrap().remove(0);
+    let addresses = replicas.all.iter().map(ControlPlane::listen).collect();
+    let fleet = Fleet::start(Plan::towards(addresses), vec![join; CALLERS as usize]).unwrap();
+    let told = |f: &Fleet| f.tally().enrolled + f.tally().enrollments_refused == CALLERS;
+    assert!(fleet.wait(AT_MOST, told), "{:?}", fleet.tally());
+    assert_eq!(fleet.tally().enrolled, 1, "{:?}", fleet.tally());
+    let issued = replicas.postgres.query("SELECT serial FROM certificates").unwrap();
+    assert_eq!(issued.len(), 1, "one certificate is on record: {issued:?}");
+    let refused_by =
+        "SELECT count(DISTINCT chain) FROM audit WHERE action = 'enroll' AND outcome = 'refused'";
+    assert_eq!(replicas.postgres.query(refused_by).unwrap(), ["2"], "both were asked");
+}
+
 #[test]
 fn the_schema_goes_down_and_up_again_on_postgresql_as_well() {
     let mut replicas = Replicas::start(1);
