@@ -122,7 +122,8 @@ impl Stop<'_> {
                     result = Err(Error::Deaf);
                     Event::Deaf
                 }
-                () = &mut inbound_ended, if !inbound_has_ended => {
+                // Not before: a proxy without an inbound listener has no peers to begin with.
+                () = &mut inbound_ended, if self.stops.inbound.is_cancelled() && !inbound_has_ended => {
                     inbound_has_ended = true;
                     Event::InboundEnded
                 }

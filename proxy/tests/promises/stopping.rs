@@ -7,7 +7,10 @@ use nix::sys::signal::Signal;
 
 use crate::support::client::{Client, End, config, read_to_end, tcp};
 use crate::support::eventually;
+use crate::support::mesh::Mesh;
+use crate::support::process::{Options, Proxy};
 use crate::support::scene::Scene;
+use crate::support::server::Server;
 
 /// A client in the middle of a conversation.
 fn talking(scene: &Scene) -> Client {
@@ -47,6 +50,21 @@ fn an_open_connection_is_carried_to_its_end() {
     assert_eq!(client.echo(b"bye"), (b"bye".to_vec(), End::Clean));
     assert_eq!(scene.proxy.wait().code(), Some(0));
     assert_eq!(scene.proxy.record(source)["outcome"], "completed", "the last line is written before the end");
+}
+
+/// It has no peers whose end could be waited for.
+#[test]
+fn a_proxy_that_takes_no_peers_ends_as_soon_as_the_app_is_done() {
+    let mesh = Mesh::new();
+    let honest = mesh.honest();
+    let (app, upstream) = (Server::echo(), Server::presenting(&honest));
+    for yaml in ["drain: { timeout: 300s }", "drain: { timeout: 300s, pre_drain: 1s }"] {
+        let options =
+            Options { takes_peers: false, ..Options::new(app.address, upstream.address).yaml(yaml) };
+        let mut proxy = Proxy::start(&mesh, &options);
+        proxy.signal(Signal::SIGTERM);
+        assert_eq!(proxy.wait().code(), Some(0), "{yaml}");
+    }
 }
 
 #[test]

@@ -27,11 +27,20 @@ pub(crate) struct Options {
     pub(crate) yaml: String,
     /// The most descriptors that it may have.
     pub(crate) descriptors: Option<u32>,
+    /// Without it, nobody but the app connects.
+    pub(crate) takes_peers: bool,
 }
 
 impl Options {
     pub(crate) fn new(app: SocketAddr, upstream: SocketAddr) -> Self {
-        Self { app, upstream, ttl: 3600, yaml: "workers: 2\n".to_owned(), descriptors: None }
+        Self {
+            app,
+            upstream,
+            ttl: 3600,
+            yaml: "workers: 2\n".to_owned(),
+            descriptors: None,
+            takes_peers: true,
+        }
     }
 
     pub(crate) fn yaml(self, yaml: &str) -> Self {
@@ -87,7 +96,9 @@ impl Proxy {
         command.args(["--control", "127.0.0.1:1", "--metrics", "127.0.0.1:0"]);
         command.arg("--admin-socket").arg(dir.path().join("admin.sock"));
         command.args(["--output", "json", "--log-format", "json"]);
-        command.arg("--inbound").arg(format!("127.0.0.1:0={}", options.app));
+        if options.takes_peers {
+            command.arg("--inbound").arg(format!("127.0.0.1:0={}", options.app));
+        }
         command.arg("--outbound").arg(format!("127.0.0.1:0={},{PEER}", options.upstream));
         let mut child = command.spawn().unwrap();
         let lines = Arc::<Mutex<Vec<String>>>::default();
@@ -101,12 +112,14 @@ impl Proxy {
         let ready: Value =
             serde_json::from_str(&ready).unwrap_or_else(|_| panic!("not ready: {:?}", lines.lock().unwrap()));
         let address = |value: &Value| value.as_str().unwrap().parse().unwrap();
+        let outbound = address(&ready["outbound"][0]);
+        let inbound = if options.takes_peers { address(&ready["inbound"][0]) } else { outbound };
         Self {
             child,
             lines,
             reader: Some(reader),
-            inbound: address(&ready["inbound"][0]),
-            outbound: address(&ready["outbound"][0]),
+            inbound,
+            outbound,
             metrics: address(&ready["metrics"]),
             ready,
             cache,
