@@ -18,19 +18,26 @@ const JUMP_MS: i64 = 60_000;
 pub struct Clock {
     /// What is added to the host's clock, milliseconds; positive after a backward jump that nobody confirmed.
     correction_ms: AtomicI64,
+    /// While it is corrected: milliseconds since 1970 at `start`. Time goes on from there by the monotonic clock, so that a host's
+    /// clock which comes right again is not taken for a jump ahead before the correction is given back.
+    anchor_ms: AtomicI64,
     start: Instant,
 }
 
 impl Default for Clock {
     fn default() -> Self {
-        Self { correction_ms: AtomicI64::new(0), start: Instant::now() }
+        Self { correction_ms: AtomicI64::new(0), anchor_ms: AtomicI64::new(0), start: Instant::now() }
     }
 }
 
 impl Clock {
     /// Milliseconds since 1970.
     pub fn now_ms(&self) -> i64 {
-        host_ms().saturating_add(self.correction_ms.load(Ordering::Relaxed))
+        // The anchor was stored before the correction that makes it valid.
+        match self.correction_ms.load(Ordering::Acquire) {
+            0 => host_ms(),
+            _ => self.anchor_ms.load(Ordering::Relaxed).saturating_add(self.mono_ms()),
+        }
     }
 
     /// Seconds since 1970.
@@ -51,13 +58,21 @@ impl Clock {
 
     /// The host's clock and the monotonic one, for [`Steps::observe`].
     pub fn sample(&self) -> Sample {
-        let mono_ms = i64::try_from(self.start.elapsed().as_millis()).unwrap_or(i64::MAX);
-        Sample { host_ms: host_ms(), mono_ms }
+        Sample { host_ms: host_ms(), mono_ms: self.mono_ms() }
     }
 
-    /// Puts a correction in force.
+    /// Puts a correction in force; the same one again changes nothing.
     pub fn correct(&self, correction_ms: i64) {
-        self.correction_ms.store(correction_ms, Ordering::Relaxed);
+        if self.correction_ms.load(Ordering::Relaxed) == correction_ms {
+            return;
+        }
+        let now = host_ms().saturating_add(correction_ms);
+        self.anchor_ms.store(now.saturating_sub(self.mono_ms()), Ordering::Relaxed);
+        self.correction_ms.store(correction_ms, Ordering::Release);
+    }
+
+    fn mono_ms(&self) -> i64 {
+        i64::try_from(self.start.elapsed().as_millis()).unwrap_or(i64::MAX)
     }
 }
 
@@ -167,6 +182,21 @@ mod tests {
             steps.confirm(at(9 * DAY, 0), server_ms);
             assert_eq!(steps.correction_ms(), DAY);
         }
+    }
+
+    #[test]
+    fn a_corrected_clock_goes_on_by_the_monotonic_one() {
+        let clock = Clock::default();
+        clock.correct(DAY);
+        let (then, host) = (clock.now_ms(), host_ms());
+        assert!((then - host - DAY).abs() < 60_000, "a day ahead of the host");
+        // As if the host's clock had come right and nobody had noticed yet: what counts is the anchor.
+        clock.anchor_ms.fetch_sub(DAY / 2, Ordering::Relaxed);
+        assert!((clock.now_ms() - host - DAY / 2).abs() < 60_000, "the host is not asked");
+        clock.correct(DAY);
+        assert!((clock.now_ms() - host - DAY / 2).abs() < 60_000, "nor anew by the same correction");
+        clock.correct(0);
+        assert!((clock.now_ms() - host).abs() < 60_000);
     }
 
     #[test]

@@ -46,6 +46,9 @@ fn a_device_that_talks_nonsense_is_no_tpm() {
                 while stream.read(&mut command).is_ok_and(|read| read > 0) && stream.write_all(answer).is_ok()
                 {
                     if answer.len() < refusal.len() {
+                        // What it has still to say is heard to its end: a socket that breaks is another failure.
+                        stream.shutdown(std::net::Shutdown::Write).unwrap();
+                        while stream.read(&mut command).is_ok_and(|read| read > 0) {}
                         break;
                     }
                 }
