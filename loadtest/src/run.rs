@@ -13,6 +13,7 @@ use crate::drive::{Cpus, Kx, Load, Plan, Suite, Tls};
 use crate::fleet::Progress;
 use crate::scenario::{Protocol, Scenario};
 
+mod disturb;
 mod own;
 mod results;
 mod show;
@@ -34,6 +35,7 @@ const TTL: Duration = Duration::from_secs(3600);
   postern-loadtest run requests --protocol h2 --streams 10 --clients 128 --spiffe-id spiffe://corp.example/ns/shop/sa/payments \\
       --target 10.0.0.7:15006 --ca bundle.pem --cert me.pem --key me.key --output json --html out.html
   postern-loadtest run requests --plain --target 127.0.0.1:9001     # through a sidecar's outbound listener
+  postern-loadtest run rotation --rate 1000 --duration 30s          # p99 while certificates are replaced ÷ while they stay
 
 With --rate the loop is open: latency counts from the moment at which each operation is due. Without, --clients ask again
 as soon as they have their answer: that gives capacity. Failures are told by reason: refused, unreachable, rig_limit, reset,
@@ -148,6 +150,10 @@ enum Question {
     Idle,
     /// Established requests at --rate, quiet, and again while --clients handshake as fast as they can
     Storm,
+    /// Handshakes at --rate with a certificate that stays, and with one that is replaced all the time; in a mesh of its own
+    Rotation,
+    /// Requests at --rate, quiet, and again while policies of 10,000 rules are published; in a mesh of its own
+    Churn,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -161,10 +167,10 @@ enum Output {
 impl Question {
     fn scenario(self) -> Scenario {
         match self {
-            Self::Handshake => Scenario::Handshake,
+            Self::Handshake | Self::Rotation => Scenario::Handshake,
             Self::Resume => Scenario::Resume,
             Self::ConnectRequest => Scenario::ConnectRequest,
-            Self::Requests | Self::Storm => Scenario::Requests,
+            Self::Requests | Self::Storm | Self::Churn => Scenario::Requests,
             Self::Bytes => Scenario::Bytes,
             Self::Idle => Scenario::Idle,
         }
@@ -207,6 +213,11 @@ impl Command {
         ensure!(
             self.target.is_none() || self.plain || self.ca.is_some(),
             "--target needs --ca FILE (whom to believe) or --plain (no TLS); there is no way to believe anybody"
+        );
+        ensure!(
+            self.target.is_none() || !matches!(self.question, Question::Rotation | Question::Churn),
+            "{:?} changes what the server is given, so it has a mesh of its own; drop --target",
+            self.question
         );
         let needs_tls = [Question::Handshake, Question::Resume, Question::Storm];
         ensure!(
@@ -261,14 +272,16 @@ pub fn run(command: &Command) -> Result<ExitCode> {
                 command.question == Question::Bytes && command.protocol.is_none_or(|p| p == Protocol::Raw);
             let own = Own::start(!is_bytes, TTL)?;
             let tls = Tls { kx: command.kx, suite: command.suite, ..own.tls() };
-            let mut plan = command.plan(own.target(), Some(tls));
-            plan.server_pids = own.pids();
+            let mut plan = command.plan(own.server().target(), Some(tls));
+            plan.server_pids = own.server().pids();
             (plan, Some(own))
         }
     };
     let mut bar = |name: &str, done: f64| progress.show(name, (done * 100.0) as usize, 100);
-    let runs = match command.question {
-        Question::Storm => storm::run(&plan, command.clients, command.rate, &mut bar)?,
+    let runs = match (command.question, &own) {
+        (Question::Storm, _) => storm::run(&plan, command.clients, command.rate, &mut bar)?,
+        (Question::Rotation, Some(own)) => disturb::rotation(&plan, own, command.rate, &mut bar)?,
+        (Question::Churn, Some(own)) => disturb::churn(&plan, own, command.rate, &mut bar)?,
         _ => {
             let name = plan.scenario.to_string();
             let outcome = crate::drive::run(&plan, |done| bar(&name, done))?;

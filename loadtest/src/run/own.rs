@@ -23,11 +23,44 @@ const LINE: usize = 64;
 
 /// Dropped, all of it ends.
 pub(super) struct Own {
-    server: Sidecar,
-    id: String,
+    server: Server,
     // Behind its sidecar: what runs in the mesh's directory ends first.
     mesh: Mesh,
-    _app: App,
+    protocol: &'static str,
+    app: App,
+}
+
+/// A sidecar in front of the program.
+pub(super) struct Server {
+    sidecar: Sidecar,
+    id: String,
+}
+
+impl Server {
+    fn start(mesh: &Mesh, name: &str, app: SocketAddr, protocol: &str, ttl: Duration) -> Result<Self> {
+        let options = mesh.options(name)?.inbound(app, Some(name)).protocol(protocol);
+        let sidecar = mesh.server_with(options.ttl(&format!("{}s", ttl.as_secs())))?;
+        Ok(Self { sidecar, id: mesh.id(name) })
+    }
+
+    /// Its mTLS port.
+    pub(super) fn target(&self) -> SocketAddr {
+        self.sidecar.inbound()
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The sidecar alone: the control plane carries no traffic, and the program is in this process.
+    pub(super) fn pids(&self) -> Vec<u32> {
+        vec![self.sidecar.pid()]
+    }
+
+    /// How often its certificate was replaced.
+    pub(super) fn renewals(&self) -> Result<u64> {
+        Ok(self.sidecar.metrics()?.count("postern_renewals_total", &[("result", "ok")]))
+    }
 }
 
 impl Own {
@@ -38,8 +71,7 @@ impl Own {
             ControlOptions { config: "log: { level: error }".to_owned(), ..ControlOptions::default() };
         let mesh = Mesh::start_from(Binaries::siblings()?, options)?;
         let protocol = if http { "http" } else { "tcp" };
-        let options = mesh.options("server")?.inbound(app.address(), Some("server")).protocol(protocol);
-        let server = mesh.server_with(options.ttl(&format!("{}s", ttl.as_secs())))?;
+        let server = Server::start(&mesh, "server", app.address(), protocol, ttl)?;
         let join = std::fs::read_to_string(mesh.control.token(&mesh.id("rig"), &[])?)?;
         let obtained = obtain(mesh.control.listen(), &join.trim().parse()?, ttl)?;
         let chain = obtained.chain.iter().map(|der| pem("CERTIFICATE", der)).collect::<String>();
@@ -47,24 +79,44 @@ impl Own {
         write(&mesh.dir().join("rig.key"), &pem("PRIVATE KEY", obtained.key.secret_pkcs8_der()))?;
         let roots = obtained.roots.iter().map(|der| pem("CERTIFICATE", der)).collect::<String>();
         write(&mesh.dir().join("roots.pem"), &roots)?;
-        Ok(Self { id: mesh.id("server"), server, mesh, _app: app })
+        Ok(Self { server, mesh, protocol, app })
     }
 
-    /// The sidecar's mTLS port.
-    pub(super) fn target(&self) -> SocketAddr {
-        self.server.inbound()
+    /// The sidecar.
+    pub(super) fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// One more sidecar in front of the same program, whose certificates live for `ttl`.
+    pub(super) fn beside(&self, ttl: Duration) -> Result<Server> {
+        Server::start(&self.mesh, "beside", self.app.address(), self.protocol, ttl)
+    }
+
+    /// Publishes a policy of so many rules that allows the rig everything, unlike the one of another `number`; done when
+    /// the sidecar decides by it.
+    pub(super) fn publish(&self, rules: usize, number: usize, limit: Duration) -> Result<()> {
+        let rig = self.mesh.id("rig");
+        let principal = rig.strip_prefix("spiffe://").unwrap_or(&rig);
+        let rules: Vec<_> = (1..rules)
+            .map(|rule| serde_json::json!({ "to": [{ "operation": { "paths": [format!("/{number}/{rule}")] } }] }))
+            .chain([serde_json::json!({ "from": [{ "source": { "principals": [principal] } }] })])
+            .collect();
+        let policy = serde_json::json!({
+            "apiVersion": "security.istio.io/v1",
+            "kind": "AuthorizationPolicy",
+            "metadata": { "name": "churn", "namespace": "demo" },
+            "spec": { "action": "ALLOW", "rules": rules },
+        });
+        // JSON is YAML.
+        let generation = self.mesh.control.apply_policy(&policy.to_string())?;
+        self.server.sidecar.wait_for_generation(generation, limit)
     }
 
     pub(super) fn tls(&self) -> Tls {
         let dir = self.mesh.dir();
         Tls::new(dir.join("roots.pem"))
             .with_identity(dir.join("rig.pem"), dir.join("rig.key"))
-            .expecting_id(&self.id)
-    }
-
-    /// The sidecar alone: the control plane carries no traffic, and the program is in this process.
-    pub(super) fn pids(&self) -> Vec<u32> {
-        vec![self.server.pid()]
+            .expecting_id(self.server.id())
     }
 }
 

@@ -53,6 +53,23 @@ fn a_mesh_of_its_own_answers_and_the_page_shows_it() {
 }
 
 #[test]
+fn changes_beneath_the_load_are_made_and_fail_nothing() {
+    for (question, word) in [("rotation", "certificates replaced"), ("churn", "policies of 10000 rules")] {
+        let output =
+            rig(&["run", question, "--json", "--duration", "4s", "--deadline", "20s", "--rate", "60"]);
+        assert!(output.status.success(), "{output:?}");
+        let results = results(&output);
+        let changed = &results.runs[1].outcome;
+        assert!(results.runs.iter().all(|run| run.outcome.succeeded > 0 && run.outcome.failed() == 0));
+        let note = changed.notes.iter().find(|note| note.contains(word)).unwrap();
+        assert!(!note.starts_with("0 "), "{note}");
+        assert!(changed.notes.iter().any(|note| note.contains("÷ quiet")), "{:?}", changed.notes);
+    }
+    let output = rig(&["run", "churn", "--target", "127.0.0.1:1", "--plain"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+#[test]
 fn tickets_are_used_where_there_are_some_and_missed_where_not() {
     let dir = Directory::new().unwrap();
     let pki = Pki::new(dir.path());

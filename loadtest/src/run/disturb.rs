@@ -1,0 +1,74 @@
+//! What do callers notice while something changes beneath them? The same load twice: quiet, then while certificates are
+//! swapped or policies are published.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+
+use super::Run;
+use super::own::Own;
+use crate::drive::{self, Load, Outcome, Plan};
+
+/// Operations a second where the command does not say: far below what a proxy can do.
+const RATE: f64 = 200.0;
+/// A certificate that lives this long is replaced about every second and a half: the shortest that the proxy asks for.
+const SHORT: Duration = Duration::from_secs(3);
+/// Rules of each policy that is published.
+const RULES: usize = 10_000;
+/// For the proxies to take a policy over.
+const TAKEN: Duration = Duration::from_secs(30);
+
+/// Handshakes with a certificate that stays (`quiet`), and with one that is replaced all the time (`swaps`).
+pub(super) fn rotation(
+    plan: &Plan,
+    own: &Own,
+    rate: Option<f64>,
+    bar: &mut dyn FnMut(&str, f64),
+) -> Result<Vec<Run>> {
+    let plan = Plan { load: Load::Open { rate: rate.unwrap_or(RATE) }, ..plan.clone() };
+    let quiet = drive::run(&plan, |done| bar("quiet", done))?;
+    let rotating = own.beside(SHORT)?;
+    let before = rotating.renewals()?;
+    let tls = plan.tls.clone().map(|tls| tls.expecting_id(rotating.id()));
+    let plan = Plan { target: rotating.target(), tls, server_pids: rotating.pids(), ..plan };
+    let mut swaps = drive::run(&plan, |done| bar("swaps", done))?;
+    let count = rotating.renewals()? - before;
+    if count == 0 {
+        return Err(anyhow!("no certificate was replaced; a longer --duration sees some"));
+    }
+    swaps.notes.push(format!("{count} certificates replaced"));
+    Ok(pair(quiet, "swaps", swaps))
+}
+
+/// Requests while policy stays (`quiet`), and while one of ten thousand rules follows the other (`churn`).
+pub(super) fn churn(
+    plan: &Plan,
+    own: &Own,
+    rate: Option<f64>,
+    bar: &mut dyn FnMut(&str, f64),
+) -> Result<Vec<Run>> {
+    let plan = Plan { load: Load::Open { rate: rate.unwrap_or(RATE) }, ..plan.clone() };
+    let quiet = drive::run(&plan, |done| bar("quiet", done))?;
+    let (mut churn, published) = std::thread::scope(|scope| {
+        let (began, plan) = (Instant::now(), &plan);
+        let asking = scope.spawn(|| drive::run(plan, |_| {}));
+        let mut published = 0;
+        while !asking.is_finished() {
+            own.publish(RULES, published, TAKEN)?;
+            published += 1;
+            let all = (plan.warm_up + plan.duration).as_secs_f64();
+            bar("churn", (began.elapsed().as_secs_f64() / all).min(1.0));
+        }
+        let churn = asking.join().map_err(|_| anyhow!("the thread of the load panicked"))?;
+        anyhow::Ok((churn?, published))
+    })?;
+    churn.notes.push(format!("{published} policies of {RULES} rules published and taken over"));
+    Ok(pair(quiet, "churn", churn))
+}
+
+fn pair(quiet: Outcome, name: &str, mut disturbed: Outcome) -> Vec<Run> {
+    if let (Some(one), Some(other)) = (quiet.latency.p99_us, disturbed.latency.p99_us) {
+        disturbed.notes.push(format!("p99 in {name} ÷ quiet: {:.2}", other / one.max(1e-3)));
+    }
+    vec![Run { name: "quiet".to_owned(), outcome: quiet }, Run { name: name.to_owned(), outcome: disturbed }]
+}
