@@ -222,7 +222,8 @@ fn forward(exchange: impl FnOnce(&mut TcpStream)) {
         }
     });
     let kill = CancellationToken::new();
-    let (handle, thread) = worker::start(0, shared.clone(), kill.clone()).unwrap();
+    let (handle, seat) = worker::seat(0);
+    let thread = seat.start(shared.clone(), kill.clone(), || std::future::ready(())).unwrap();
     let door = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut client = TcpStream::connect(door.local_addr().unwrap()).unwrap();
     let (tcp, source) = door.accept().unwrap();

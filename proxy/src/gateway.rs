@@ -358,7 +358,7 @@ async fn onward(
                 called: Some((name, host)),
                 facts,
                 source: client,
-                introduction: Introduction::new(&worker.shared.http, own.as_ref().map(|c| c.id()), leaf),
+                introduction: worker.introduce(own.as_ref().map(|c| c.id()), leaf),
                 certificate: chain.map(|chain| Certificate::new(chain, server)),
             };
             requests::serve(worker, open, stream, version, visitor, record).await

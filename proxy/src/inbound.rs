@@ -144,7 +144,7 @@ async fn enter(
         let speech = if app.protocol == Protocol::Tcp { Speech::Bytes } else { Speech::Untold };
         let subject = Rc::new(Subject { peer: None, judged: judged(speech, &facts) });
         open.prove(Rc::clone(&subject));
-        let introduction = Introduction::new(&worker.shared.http, None, None);
+        let introduction = worker.introduce(None, None);
         return Ok(Entered::Plain(tcp, Caller { subject, facts, source, introduction }, speech));
     }
     if worker.shared.snapshots.usable_credentials().is_none() {
@@ -232,7 +232,7 @@ fn introduce(worker: &Worker, tls: &Stream, subject: &Subject, speech: Speech) -
     }
     let own = worker.shared.snapshots.credentials.load();
     let leaf = tls::peer_leaf(tls).zip(subject.peer.as_ref().map(|p| p.fingerprint));
-    Introduction::new(&worker.shared.http, own.as_ref().map(|c| c.id()), leaf)
+    worker.introduce(own.as_ref().map(|c| c.id()), leaf)
 }
 
 /// A peer that agreed on no protocol: on an `http` listener it speaks HTTP of some version, on an `auto` one perhaps.

@@ -336,9 +336,14 @@ where
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let label = name.to_owned();
-    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-        if let Err(error) = LocalSet::new().block_on(&runtime, work()) {
-            tracing::error!(thread = label, %error, "a thread of this proxy ended");
-        }
-    })
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(move || LocalSet::new().block_on(&runtime, told(&label, work())))
+}
+
+/// Tells the log where work that should go on has ended.
+async fn told(label: &str, work: impl Future<Output = std::io::Result<()>>) {
+    if let Err(error) = work.await {
+        tracing::error!(thread = label, %error, "a thread of this proxy ended");
+    }
 }

@@ -1,4 +1,4 @@
-//! The acceptor: one thread that owns every listening socket, admits by limit, and hands connections to workers.
+//! The acceptor: one task that owns every listening socket, admits by limit, and hands connections to workers.
 //!
 //! A permit comes before accept, so what exceeds a limit waits in the kernel's queue. Errors back off, so that a lack of
 //! file descriptors cannot spin. Since one thread accepts, its bookkeeping needs no lock, load is spread by looking at it,

@@ -14,6 +14,8 @@ use postern_proxy::os::activation::{self, Passed};
 use postern_proxy::{Ready, Start, telemetry};
 use tokio_util::sync::CancellationToken;
 
+#[cfg(feature = "jemalloc")]
+mod allocator;
 mod args;
 mod operator;
 

@@ -1,4 +1,5 @@
-//! Traffic from first to last: acceptor and workers as threads, and the stop in the order that [`crate::drain`] gives.
+//! Traffic from first to last: workers as threads, the acceptor on a thread of its own or, where there is one worker, on
+//! that one's; and the stop in the order that [`crate::drain`] gives.
 
 use std::time::Instant;
 
@@ -13,7 +14,10 @@ use crate::readiness::{Missing, Readiness};
 use crate::succession::Succession;
 use crate::worker::show::Inquiry;
 use crate::worker::{self, Handle, Shared};
-use crate::{Error, on_thread};
+use crate::{Error, on_thread, told};
+
+/// By what the log knows the acceptor.
+const ACCEPTOR: &str = "postern-accept";
 
 /// What traffic is told from outside.
 pub(crate) struct Wishes<'a> {
@@ -25,7 +29,7 @@ pub(crate) struct Wishes<'a> {
     pub(crate) offers: &'a Offers,
 }
 
-/// Starts acceptor and workers, waits for the end of both. `on_started` is called once connections are accepted.
+/// Starts acceptor and workers, waits for their end. `on_started` is called once connections are accepted.
 pub(crate) async fn carry(
     listeners: Vec<Listener>,
     shared: &Shared,
@@ -41,13 +45,7 @@ pub(crate) async fn carry(
     let kill = CancellationToken::new();
     // However this function is left, the workers end.
     let _workers_end = kill.clone().drop_guard();
-    let mut handles = Vec::new();
-    let mut threads = Vec::new();
-    for index in 0..count {
-        let (handle, thread) = worker::start(index, shared.clone(), kill.clone())?;
-        handles.push(handle);
-        threads.push(thread);
-    }
+    let (handles, seats): (Vec<_>, Vec<_>) = (0..count).map(worker::seat).unzip();
     let connections = Connections::new(config.limits.connections);
     let acceptor = Acceptor {
         connections: connections.clone(),
@@ -56,15 +54,30 @@ pub(crate) async fn carry(
         telemetry: shared.telemetry.clone(),
     };
     let inquiries = acceptor.workers.iter().map(Handle::inquiry).collect();
-    let stops = Stops { at_once: kill, succession: wishes.succession.clone(), ..Stops::default() };
+    let stops = Stops { at_once: kill.clone(), succession: wishes.succession.clone(), ..Stops::default() };
     let deaf = CancellationToken::new();
-    threads.push(on_thread("postern-accept", {
+    let accepting = {
         let (stops, at_its_end) = (stops.clone(), deaf.clone().drop_guard());
         move || async move {
             let _at_its_end = at_its_end;
             listen::run(listeners, acceptor, stops).await
         }
-    })?);
+    };
+    let mut threads = Vec::new();
+    let mut seats = seats.into_iter();
+    match (seats.next(), seats.len()) {
+        // There is nothing to choose: a thread of its own would cost each connection two switches of threads.
+        (Some(only), 0) => {
+            let beside = || async { told(ACCEPTOR, accepting()).await };
+            threads.push(only.start(shared.clone(), kill, beside)?);
+        }
+        (first, _) => {
+            for seat in first.into_iter().chain(seats) {
+                threads.push(seat.start(shared.clone(), kill.clone(), || std::future::ready(()))?);
+            }
+            threads.push(on_thread(ACCEPTOR, accepting)?);
+        }
+    }
     on_started(inquiries);
     let (ended, all_ended) = tokio::sync::oneshot::channel();
     let waiter = std::thread::Builder::new().name("postern-drain".to_owned()).spawn(move || {

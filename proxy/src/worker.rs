@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 use postern_config::file::gateway::EdgeProtocol;
 use postern_config::file::http::Http;
 use postern_config::file::proxy::{Limits, PeerExpiry, RequestLog};
+use postern_config::id::SpiffeId;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::discover::balance::Balance;
 use crate::gateway::Front;
+use crate::http::introduce::{Elements, Introduction};
 use crate::http::pool::Pool;
 use crate::inbound::App;
 use crate::listen::admission::{ConnectionSlot, HandshakeSlot};
@@ -162,6 +164,7 @@ pub struct Worker {
     pub turns: Turns,
     /// How many retries each upstream may still be asked for.
     pub budgets: RefCell<HashMap<Arc<str>, Budget>>,
+    elements: Elements,
     started: Instant,
 }
 
@@ -177,6 +180,7 @@ impl Worker {
             balance,
             turns: Turns::default(),
             budgets: RefCell::default(),
+            elements: Elements::default(),
             started: Instant::now(),
         }
     }
@@ -192,6 +196,11 @@ impl Worker {
             open.forget_peer();
             Failure::from(why)
         })
+    }
+
+    /// What the app is told of a caller: of the leaf that it has shown, in DER with its SHA-256.
+    pub fn introduce(&self, own: Option<&SpiffeId>, leaf: Option<(&[u8], [u8; 32])>) -> Introduction {
+        Introduction::new(&self.shared.http, &self.elements, own, leaf)
     }
 
     /// Time since this worker's start, for [`Balance`].
@@ -234,22 +243,43 @@ impl Handle {
     }
 }
 
-/// Starts a worker's thread. It ends when its handle is dropped and its connections have ended, or when `kill` is
-/// cancelled: then open connections are closed as drained.
-pub fn start(
+/// A worker that has not begun yet.
+pub struct Seat {
     index: usize,
-    shared: Shared,
-    kill: CancellationToken,
-) -> std::io::Result<(Handle, std::thread::JoinHandle<()>)> {
+    queue: mpsc::UnboundedReceiver<Job>,
+    questions: mpsc::Receiver<Question>,
+    load: Arc<AtomicUsize>,
+}
+
+/// A worker to be, and the acceptor's end of it.
+pub fn seat(index: usize) -> (Handle, Seat) {
     let (inquiry, questions) = Inquiry::new(index);
     let (handle, queue) = Handle::new(inquiry);
     let load = Arc::clone(&handle.load);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let thread = std::thread::Builder::new().name(format!("postern-worker-{index}")).spawn(move || {
-        let worker = Rc::new(Worker::new(shared));
-        LocalSet::new().block_on(&runtime, run(worker, queue, questions, load, kill));
-    })?;
-    Ok((handle, thread))
+    (handle, Seat { index, queue, questions, load })
+}
+
+impl Seat {
+    /// Starts the worker's thread, on which `beside` runs too. It ends when its handle is dropped, its connections have
+    /// ended and `beside` is done; or when `kill` is cancelled: then open connections are closed as drained.
+    pub fn start<F: Future<Output = ()> + 'static>(
+        self,
+        shared: Shared,
+        kill: CancellationToken,
+        beside: impl FnOnce() -> F + Send + 'static,
+    ) -> std::io::Result<std::thread::JoinHandle<()>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let Self { index, queue, questions, load } = self;
+        std::thread::Builder::new().name(format!("postern-worker-{index}")).spawn(move || {
+            let worker = Rc::new(Worker::new(shared));
+            LocalSet::new().block_on(&runtime, async {
+                let beside = tokio::task::spawn_local(beside());
+                run(worker, queue, questions, load, kill).await;
+                // Its panic was reported where it happened, and what it held was let go of.
+                let _ = beside.await;
+            });
+        })
+    }
 }
 
 async fn run(

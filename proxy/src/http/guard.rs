@@ -114,20 +114,16 @@ impl<S: AsyncRead + Unpin> Guard<S> {
         if let Some(tunnel) = said.release.take() {
             framing.release(tunnel);
         }
+        let mut looked = None;
         while *granted == 0 {
-            let before = framing.place();
-            match framing.step(pending) {
+            let (before, step) = match looked.take() {
+                Some(looked) => looked,
+                None => (framing.place(), framing.step(pending)),
+            };
+            match step {
                 Step::Pass(bytes) => {
                     *granted = bytes;
-                    match framing.place() {
-                        _ if !matches!(before, Place::Start | Place::Head(_)) => {}
-                        Place::Body(_) | Place::ChunkSize => pulse.head_within(None),
-                        Place::Start | Place::Held => {
-                            pulse.head_within(None);
-                            pulse.arrived(Half::Read);
-                        }
-                        _ => {}
-                    }
+                    passes(pulse, before, framing.place());
                 }
                 Step::Hold => {
                     *said.reader.borrow_mut() = Some(cx.waker().clone());
@@ -147,15 +143,19 @@ impl<S: AsyncRead + Unpin> Guard<S> {
                         pulse.head_within(Some(*head_timeout));
                     }
                     let in_body = !matches!(before, Place::Start | Place::Head(_) | Place::Tunnel);
-                    pending.reserve(READ);
-                    let polled = poll_read_buf(Pin::new(stream), cx, pending);
+                    let start = buf.filled().len();
+                    // What is whole, and most requests are, stays where it was read.
+                    let polled = if pending.is_empty() {
+                        *pending = BytesMut::new();
+                        let polled = Pin::new(&mut *stream).poll_read(cx, buf);
+                        polled.map_ok(|()| buf.filled().len() - start)
+                    } else {
+                        pending.reserve(READ);
+                        poll_read_buf(Pin::new(&mut *stream), cx, pending)
+                    };
                     let Poll::Ready(read) = polled else {
                         if in_body {
                             pulse.waits(Half::Read);
-                        }
-                        if pending.is_empty() {
-                            // An idle connection holds no buffer.
-                            *pending = BytesMut::new();
                         }
                         return Poll::Pending;
                     };
@@ -167,6 +167,19 @@ impl<S: AsyncRead + Unpin> Guard<S> {
                     if in_body {
                         pulse.progressed(Half::Read, read);
                     }
+                    let came = &buf.filled()[start..];
+                    if came.is_empty() {
+                        continue;
+                    }
+                    let before = framing.place();
+                    let step = framing.step(came);
+                    if step == Step::Pass(came.len()) {
+                        passes(pulse, before, framing.place());
+                        return Poll::Ready(Ok(()));
+                    }
+                    pending.extend_from_slice(came);
+                    buf.set_filled(start);
+                    looked = Some((before, step));
                 }
             }
         }
@@ -175,6 +188,19 @@ impl<S: AsyncRead + Unpin> Guard<S> {
         pending.advance(pass);
         *granted -= pass;
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Notes how far what may go on has brought the connection.
+fn passes(pulse: &Pulse, before: Place, now: Place) {
+    match now {
+        _ if !matches!(before, Place::Start | Place::Head(_)) => {}
+        Place::Body(_) | Place::ChunkSize => pulse.head_within(None),
+        Place::Start | Place::Held => {
+            pulse.head_within(None);
+            pulse.arrived(Half::Read);
+        }
+        _ => {}
     }
 }
 

@@ -54,7 +54,7 @@ pub fn end_hop_of_request(
         .flatten()
         .filter(|to| !to.is_empty() && !offers_http(headers));
     remove_named(headers)?;
-    HOP_BY_HOP.iter().for_each(|name| remove(headers, name));
+    remove_any(headers, &HOP_BY_HOP);
     remove(headers, &TE);
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -105,7 +105,7 @@ pub fn end_hop_of_answer(parts: &mut response::Parts) {
     let headers = &mut parts.headers;
     // An answer that cannot be cleaned as it asks is still cleaned of what every answer is.
     let _ = remove_named(headers);
-    HOP_BY_HOP.iter().for_each(|name| remove(headers, name));
+    remove_any(headers, &HOP_BY_HOP);
 }
 
 /// Says that this hop switches protocols.
@@ -160,6 +160,8 @@ fn is_ours(name: &str) -> bool {
 
 /// Continues the caller's trace or begins one, and gives a request that has none an id.
 pub fn trace(headers: &mut HeaderMap) {
+    // These two and who called: the map would grow step by step.
+    headers.reserve(3);
     let parent = rand::random();
     let theirs = TraceParent::of(headers.get_all(TRACEPARENT).iter().map(HeaderValue::as_bytes));
     let trace = match theirs {
@@ -184,8 +186,8 @@ pub fn trace(headers: &mut HeaderMap) {
 }
 
 /// The request's id, which [`trace`] has set.
-pub fn request_id(headers: &HeaderMap) -> Option<&str> {
-    headers.get(REQUEST_ID)?.to_str().ok()
+pub fn request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
+    headers.get(REQUEST_ID)
 }
 
 /// How long a gRPC caller waits: digits and a unit (gRPC over HTTP/2, "Timeout").
@@ -253,6 +255,13 @@ fn names(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
             item.trim_ascii().eq_ignore_ascii_case(word.as_bytes())
         })
     })
+}
+
+/// Most messages have none of them, and comparing names that are there costs less than looking up each that may be.
+fn remove_any(headers: &mut HeaderMap, names: &[HeaderName]) {
+    while let Some(name) = headers.keys().find(|name| names.contains(name)).cloned() {
+        remove(headers, &name);
+    }
 }
 
 fn remove(headers: &mut HeaderMap, name: &HeaderName) {

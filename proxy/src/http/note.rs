@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use ::http::{HeaderMap, Method, Uri};
+use ::http::{HeaderMap, HeaderValue, Method, Uri};
 use postern_config::file::proxy::RequestLog;
 use postern_config::id::SpiffeId;
 use postern_config::policy::Verdict;
@@ -31,7 +31,7 @@ pub struct Note {
     pub audit: Option<Arc<str>>,
     /// What the policies on trial would have said, where that differs.
     pub dry_run: Option<String>,
-    request_id: Option<String>,
+    request_id: Option<HeaderValue>,
 }
 
 impl Note {
@@ -54,7 +54,7 @@ impl Note {
     /// Notes the target in its one spelling, and the request's id.
     pub fn sees(&mut self, uri: &Uri, headers: &HeaderMap) {
         self.uri = uri.clone();
-        self.request_id = headers::request_id(headers).map(str::to_owned);
+        self.request_id = headers::request_id(headers).cloned();
     }
 
     /// Notes what policy said.
@@ -111,7 +111,7 @@ impl Note {
                 policy: self.policy,
                 audit: self.audit,
                 dry_run: self.dry_run,
-                request_id: self.request_id,
+                request_id: self.request_id.and_then(|id| Some(id.to_str().ok()?.to_owned())),
             }));
         }
         response

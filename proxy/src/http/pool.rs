@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use ::http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use ::http::uri::{Authority, Parts as UriParts, PathAndQuery, Scheme};
 use ::http::{HeaderValue, Uri};
+use arc_swap::Guard;
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -20,7 +21,7 @@ use postern_config::id::SpiffeId;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 
-use super::{Body, OnThisThread, Request, Version};
+use super::{Body, Flow, OnThisThread, Request, Version};
 use crate::dial::{self, Miss};
 use crate::discover::Upstream;
 use crate::snapshot::Trust;
@@ -45,9 +46,6 @@ const IDLE_PEER: Duration = Duration::from_secs(90);
 const MAX_AGE: Duration = Duration::from_secs(600);
 /// Unused HTTP/1 connections to one address.
 const IDLE_LINES: usize = 64;
-/// What may be under way to this side before it is read; enough for 10 Gbit/s at 1 ms, little enough for many connections.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Decoded size of an answer's head.
 const HEAD_LIMIT: u32 = 64 * 1024;
 /// A dead peer under requests is noticed within the two together.
@@ -87,6 +85,10 @@ struct Host {
     key: Key,
     lines: RefCell<Vec<Rc<Line>>>,
     dialing: Cell<usize>,
+    /// Requests that wait for one of the dials to end.
+    waiting: Cell<usize>,
+    /// Whether one connection carries many requests: what the last handshake has agreed on.
+    multiplexes: Cell<bool>,
     /// Counts the dials that failed, with how the last one did.
     failures: RefCell<(u64, Option<Miss>)>,
     dialed: Notify,
@@ -137,12 +139,10 @@ impl Pool {
             if let Some(lease) = host.take(worker) {
                 return Ok(lease);
             }
-            let multiplexes = key.speaks != Speaks::Http1;
-            if multiplexes
-                && host.dialing.get() + host.lines.borrow().len() >= LINES
-                && host.dialing.get() > 0
-            {
+            if host.may_wait() {
                 let (failures, _) = *host.failures.borrow();
+                host.waiting.set(host.waiting.get() + 1);
+                let _waiting = Waiting(&host);
                 host.dialed.notified().await;
                 if let (now, Some(miss)) = &*host.failures.borrow()
                     && *now > failures
@@ -163,6 +163,8 @@ impl Pool {
             key: key.clone(),
             lines: RefCell::default(),
             dialing: Cell::new(0),
+            waiting: Cell::new(0),
+            multiplexes: Cell::new(key.speaks != Speaks::Http1),
             failures: RefCell::default(),
             dialed: Notify::new(),
         });
@@ -172,10 +174,12 @@ impl Pool {
 
     /// Lets go of what nobody uses or should use; called now and then.
     pub fn forget(&self, worker: &Worker) {
+        let present = Present::of(worker);
         self.hosts.borrow_mut().retain(|_, host| {
             host.lines.borrow_mut().retain(|line| {
                 let idle = if line.made_with.is_some() { IDLE_PEER } else { IDLE_APP };
-                let keep = line.is_fresh(worker) && line.used.get().elapsed() < idle;
+                let keep =
+                    line.is_fresh(&present) && present.now.saturating_duration_since(line.used.get()) < idle;
                 !line.is_closed() && (keep || line.active.get() > 0)
             });
             !host.lines.borrow().is_empty() || Rc::strong_count(host) > 1
@@ -189,25 +193,35 @@ impl Pool {
 }
 
 impl Host {
-    /// The connection that carries the fewest requests, of those that may carry one more.
+    /// Whether a request does better to wait for a connection under way than to open one more: they will carry it too.
+    fn may_wait(&self) -> bool {
+        let dialing = self.dialing.get();
+        let carry = if dialing + self.lines.borrow().len() < LINES { dialing * GROW_AT } else { usize::MAX };
+        self.multiplexes.get() && dialing > 0 && dialing + self.waiting.get() < carry
+    }
+
+    /// A connection that may carry one more request: of HTTP/1 the one that was used last, so that those beyond need grow
+    /// old unused; of HTTP/2 the one that carries the fewest.
     fn take(self: &Rc<Self>, worker: &Rc<Worker>) -> Option<Lease> {
         let mut lines = self.lines.borrow_mut();
-        lines.retain(|line| !line.is_closed() && (line.is_fresh(worker) || line.active.get() > 0));
-        let fresh = lines.iter().filter(|l| l.is_fresh(worker) && l.active.get() < l.capacity());
+        let present = Present::of(worker);
+        let idle = lines.iter().rposition(|line| line.is_idle_http1() && line.is_fresh(&present));
+        if let Some(line) = idle.map(|at| lines.remove(at)) {
+            let http1 = match &mut *line.sender.borrow_mut() {
+                Sender::Http1(sender) => sender.take(),
+                Sender::Http2(_) => None,
+            };
+            return Some(Lease::new(Rc::clone(self), line, http1));
+        }
+        lines.retain(|line| !line.is_closed() && (line.is_fresh(&present) || line.active.get() > 0));
+        let fresh =
+            lines.iter().filter(|l| l.is_fresh(&present) && l.active.get() < STREAMS && !l.is_http1());
         let line = Rc::clone(fresh.min_by_key(|l| l.active.get())?);
         let may_grow = lines.len() + self.dialing.get() < LINES;
         if self.key.speaks == Speaks::Mesh && line.active.get() >= GROW_AT && may_grow {
             return None;
         }
-        let http1 = match &mut *line.sender.borrow_mut() {
-            Sender::Http1(sender) => Some(sender.take()?),
-            Sender::Http2(_) => None,
-        };
-        if http1.is_some() {
-            // Nobody else can use it until it is given back.
-            lines.retain(|l| !Rc::ptr_eq(l, &line));
-        }
-        Some(Lease::new(Rc::clone(self), line, http1))
+        Some(Lease::new(Rc::clone(self), line, None))
     }
 
     async fn dial(
@@ -226,6 +240,7 @@ impl Host {
             *failures = (failures.0 + 1, Some(miss.clone()));
         })?;
         let line = Rc::new(line);
+        self.multiplexes.set(!line.is_http1());
         let http1 = match &mut *line.sender.borrow_mut() {
             Sender::Http1(sender) => sender.take(),
             Sender::Http2(_) => {
@@ -247,14 +262,41 @@ impl Drop for Dialing<'_> {
     }
 }
 
-impl Line {
-    fn is_fresh(&self, worker: &Worker) -> bool {
+/// A request that waits for a dial to end.
+struct Waiting<'a>(&'a Host);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.set(self.0.waiting.get() - 1);
+    }
+}
+
+/// What makes a connection a current one, looked up once for all of them.
+struct Present {
+    now: Instant,
+    credentials: Guard<Option<Arc<Credentials>>>,
+    trust: Guard<Arc<Trust>>,
+}
+
+impl Present {
+    fn of(worker: &Worker) -> Self {
         let snapshots = &worker.shared.snapshots;
+        let (credentials, trust) = (snapshots.credentials.load(), snapshots.trust.load());
+        Self { now: Instant::now(), credentials, trust }
+    }
+}
+
+impl Line {
+    fn is_fresh(&self, present: &Present) -> bool {
         let is_current = self.made_with.as_ref().is_none_or(|(credentials, trust)| {
-            snapshots.credentials.load().as_ref().is_some_and(|c| Arc::ptr_eq(c, credentials))
-                && Arc::ptr_eq(&snapshots.trust.load(), trust)
+            present.credentials.as_ref().is_some_and(|c| Arc::ptr_eq(c, credentials))
+                && Arc::ptr_eq(&present.trust, trust)
         });
-        is_current && self.born.elapsed() < self.max_age
+        is_current && present.now.saturating_duration_since(self.born) < self.max_age
+    }
+
+    fn is_http1(&self) -> bool {
+        matches!(&*self.sender.borrow(), Sender::Http1(_))
     }
 
     fn is_closed(&self) -> bool {
@@ -264,11 +306,9 @@ impl Line {
         }
     }
 
-    fn capacity(&self) -> usize {
-        match &*self.sender.borrow() {
-            Sender::Http1(sender) => usize::from(sender.as_ref().is_some_and(http1::SendRequest::is_ready)),
-            Sender::Http2(_) => STREAMS,
-        }
+    fn is_idle_http1(&self) -> bool {
+        let sender = self.sender.borrow();
+        matches!(&*sender, Sender::Http1(Some(sender)) if sender.is_ready())
     }
 }
 
@@ -400,8 +440,9 @@ where
         Version::Http2 => {
             let (sender, connection) = http2::Builder::new(OnThisThread)
                 .timer(TokioTimer::new())
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(CONNECTION_WINDOW)
+                .initial_stream_window_size(Flow::MESH.stream_window)
+                .initial_connection_window_size(Flow::MESH.connection_window)
+                .max_frame_size(Flow::MESH.frame)
                 .max_header_list_size(HEAD_LIMIT)
                 .keep_alive_interval(PING_INTERVAL)
                 .keep_alive_timeout(PING_TIMEOUT)

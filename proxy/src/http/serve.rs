@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,13 +15,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
+use super::cork::{Cork, Corked, cork};
 use super::guard::{Guard, Said, h1};
 use super::{Answered, Body, Handler, Request, Version};
 use crate::finish::Socketed;
 use crate::prefixed::Prefixed;
 use crate::telemetry::Outcome;
 use crate::worker::Worker;
-use crate::worker::open::{Open, Pulse};
+use crate::worker::open::{Half, Open, Pulse};
 
 /// Header lines of one request.
 const MAX_HEADERS: usize = 100;
@@ -70,10 +72,16 @@ where
     let keep_alive = worker.shared.limits.keep_alive.as_duration();
     pulse.rests_for(Some(keep_alive), version == Version::Http2);
     let head_timeout = worker.shared.limits.head_timeout.as_duration();
-    let guard = Guard::new(stream, version, open.pulse(), Rc::clone(&said), head_timeout);
     let mut ended = match version {
-        Version::Http1 => http1(open, guard, &said, handler).await,
-        Version::Http2 => http2(worker, open, guard, handler).await,
+        Version::Http1 => {
+            let guard = Guard::new(stream, version, open.pulse(), Rc::clone(&said), head_timeout);
+            http1(open, guard, &said, handler).await
+        }
+        Version::Http2 => {
+            let (corked, cork) = cork(stream);
+            let guard = Guard::new(corked, version, open.pulse(), Rc::clone(&said), head_timeout);
+            http2(worker, open, guard, cork, handler).await
+        }
     };
     pulse.rests_for(None, false);
     if let Some(flaw) = said.flaw() {
@@ -146,7 +154,13 @@ where
     }
 }
 
-async fn http2<S, H>(worker: &Rc<Worker>, open: &Open, guard: Guard<S>, handler: &Rc<H>) -> Ended<S>
+async fn http2<S, H>(
+    worker: &Rc<Worker>,
+    open: &Open,
+    guard: Guard<Corked<S>>,
+    cork: Cork<S>,
+    handler: &Rc<H>,
+) -> Ended<S>
 where
     S: Socketed + 'static,
     H: Handler,
@@ -185,9 +199,11 @@ where
         .max_concurrent_streams(worker.shared.limits.streams.min(flow.streams))
         .max_header_list_size(HEAD_LIST_LIMIT)
         .max_send_buf_size(SEND_BUFFER)
+        .max_frame_size(flow.frame)
         .serve_connection(TokioIo::new(guard), service);
     tokio::pin!(connection);
     let mut draining = false;
+    let pulse = open.pulse();
     loop {
         tokio::select! {
             biased;
@@ -196,8 +212,21 @@ where
                 draining = true;
                 connection.as_mut().graceful_shutdown();
             }
-            end = connection.as_mut() => {
-                return end.map_or_else(|error| broken(&error), |()| Ended::by(Outcome::Completed));
+            end = poll_fn(|cx| {
+                let end = connection.as_mut().poll(cx);
+                match cork.poll_flush(cx) {
+                    Poll::Pending => pulse.waits(Half::Write),
+                    Poll::Ready(Ok(())) => pulse.progressed(Half::Write, 0),
+                    Poll::Ready(Err(_)) if end.is_pending() => return Poll::Ready(None),
+                    Poll::Ready(Err(_)) => {}
+                }
+                end.map(Some)
+            }) => {
+                return match end {
+                    Some(Ok(())) => Ended::by(Outcome::Completed),
+                    Some(Err(error)) => broken(&error),
+                    None => Ended::by(Outcome::Broken),
+                };
             }
         }
     }

@@ -76,7 +76,8 @@ fn rig() -> Rig {
         drain_outbound,
     };
     let kill = CancellationToken::new();
-    let (handle, thread) = start(0, shared.clone(), kill.clone()).unwrap();
+    let (handle, seat) = seat(0);
+    let thread = seat.start(shared.clone(), kill.clone(), || std::future::ready(())).unwrap();
     Rig { shared, kill, handle, thread, bundles }
 }
 
