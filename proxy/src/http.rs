@@ -82,17 +82,13 @@ pub struct Flow {
     pub stream_window: u32,
     /// Bytes of all streams.
     pub connection_window: u32,
-    /// Bytes of one frame, which is held until it is whole.
-    pub frame: u32,
 }
 
 impl Flow {
     /// From a peer that has proven who it is.
-    pub const MESH: Self =
-        Self { streams: u32::MAX, stream_window: 1 << 20, connection_window: 4 << 20, frame: 64 << 10 };
+    pub const MESH: Self = Self { streams: u32::MAX, stream_window: 1 << 20, connection_window: 4 << 20 };
     /// From anybody: Istio's defaults for a gateway.
-    pub const EDGE: Self =
-        Self { streams: 100, stream_window: 64 << 10, connection_window: 1 << 20, frame: 16 << 10 };
+    pub const EDGE: Self = Self { streams: 100, stream_window: 64 << 10, connection_window: 1 << 20 };
 }
 
 /// Runs the HTTP library's tasks on the worker's own thread.

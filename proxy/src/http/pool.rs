@@ -442,7 +442,6 @@ where
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(Flow::MESH.stream_window)
                 .initial_connection_window_size(Flow::MESH.connection_window)
-                .max_frame_size(Flow::MESH.frame)
                 .max_header_list_size(HEAD_LIMIT)
                 .keep_alive_interval(PING_INTERVAL)
                 .keep_alive_timeout(PING_TIMEOUT)

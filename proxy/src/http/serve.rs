@@ -199,7 +199,6 @@ where
         .max_concurrent_streams(worker.shared.limits.streams.min(flow.streams))
         .max_header_list_size(HEAD_LIST_LIMIT)
         .max_send_buf_size(SEND_BUFFER)
-        .max_frame_size(flow.frame)
         .serve_connection(TokioIo::new(guard), service);
     tokio::pin!(connection);
     let mut draining = false;
