@@ -207,10 +207,7 @@ impl Host {
         let present = Present::of(worker);
         let idle = lines.iter().rposition(|line| line.is_idle_http1() && line.is_fresh(&present));
         if let Some(line) = idle.map(|at| lines.remove(at)) {
-            let http1 = match &mut *line.sender.borrow_mut() {
-                Sender::Http1(sender) => sender.take(),
-                Sender::Http2(_) => None,
-            };
+            let http1 = line.take_http1();
             return Some(Lease::new(Rc::clone(self), line, http1));
         }
         lines.retain(|line| !line.is_closed() && (line.is_fresh(&present) || line.active.get() > 0));
@@ -240,14 +237,11 @@ impl Host {
             *failures = (failures.0 + 1, Some(miss.clone()));
         })?;
         let line = Rc::new(line);
-        self.multiplexes.set(!line.is_http1());
-        let http1 = match &mut *line.sender.borrow_mut() {
-            Sender::Http1(sender) => sender.take(),
-            Sender::Http2(_) => {
-                self.lines.borrow_mut().push(Rc::clone(&line));
-                None
-            }
-        };
+        let http1 = line.take_http1();
+        self.multiplexes.set(http1.is_none());
+        if http1.is_none() {
+            self.lines.borrow_mut().push(Rc::clone(&line));
+        }
         Ok(Lease::new(Rc::clone(self), line, http1))
     }
 }
@@ -303,6 +297,14 @@ impl Line {
         match &*self.sender.borrow() {
             Sender::Http1(sender) => sender.as_ref().is_none_or(http1::SendRequest::is_closed),
             Sender::Http2(sender) => sender.is_closed(),
+        }
+    }
+
+    /// What sends on a connection of HTTP/1: nobody else can use that until it is given back.
+    fn take_http1(&self) -> Option<http1::SendRequest<Body>> {
+        match &mut *self.sender.borrow_mut() {
+            Sender::Http1(sender) => sender.take(),
+            Sender::Http2(_) => None,
         }
     }
 
