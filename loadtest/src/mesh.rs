@@ -119,10 +119,14 @@ impl Mesh {
         Ok((self.server_with(server)?, self.sidecar(client)?))
     }
 
+    /// By what a policy knows the workload `name`.
+    pub fn principal(&self, name: &str) -> String {
+        self.id(name).trim_start_matches("spiffe://").to_owned()
+    }
+
     /// Lets exactly the workloads `callers` call workloads of this mesh; waits until `proxies` obey.
     pub fn allow_only(&self, callers: &[&str], proxies: &[&Sidecar]) -> Result<()> {
-        let principal = |name: &&str| self.id(name).trim_start_matches("spiffe://").to_owned();
-        let principals: Vec<String> = callers.iter().map(principal).collect();
+        let principals: Vec<String> = callers.iter().map(|name| self.principal(name)).collect();
         let generation = self.control.apply_policy(&allow_only("allowed-callers", &principals))?;
         proxies.iter().try_for_each(|p| p.wait_for_generation(generation, Duration::from_secs(10)))
     }
@@ -140,11 +144,16 @@ impl Mesh {
 
 /// An AuthorizationPolicy of namespace `demo` that lets only these principals (`domain/path`) in.
 pub fn allow_only(name: &str, principals: &[String]) -> String {
+    allow(name, &[serde_json::json!({ "from": [{ "source": { "principals": principals } }] })])
+}
+
+/// An AuthorizationPolicy of namespace `demo` that lets in what one of these rules matches.
+pub fn allow(name: &str, rules: &[serde_json::Value]) -> String {
     serde_json::json!({
         "apiVersion": "security.istio.io/v1",
         "kind": "AuthorizationPolicy",
         "metadata": { "name": name, "namespace": "demo" },
-        "spec": { "action": "ALLOW", "rules": [{ "from": [{ "source": { "principals": principals } }] }] },
+        "spec": { "action": "ALLOW", "rules": rules },
     })
     .to_string()
 }

@@ -17,7 +17,6 @@ mod disturb;
 mod own;
 mod results;
 mod show;
-mod storm;
 
 pub use results::{Results, Run};
 
@@ -279,7 +278,7 @@ pub fn run(command: &Command) -> Result<ExitCode> {
     };
     let mut bar = |name: &str, done: f64| progress.show(name, (done * 100.0) as usize, 100);
     let runs = match (command.question, &own) {
-        (Question::Storm, _) => storm::run(&plan, command.clients, command.rate, &mut bar)?,
+        (Question::Storm, _) => disturb::storm(&plan, command.clients, command.rate, &mut bar)?,
         (Question::Rotation, Some(own)) => disturb::rotation(&plan, own, command.rate, &mut bar)?,
         (Question::Churn, Some(own)) => disturb::churn(&plan, own, command.rate, &mut bar)?,
         _ => {

@@ -1,5 +1,5 @@
-//! What do callers notice while something changes beneath them? The same load twice: quiet, then while certificates are
-//! swapped or policies are published.
+//! What do callers notice while something happens beside or beneath them? The same load twice: quiet, then while newcomers
+//! handshake, certificates are swapped or policies are published.
 
 use std::time::{Duration, Instant};
 
@@ -8,8 +8,9 @@ use anyhow::{Result, anyhow};
 use super::Run;
 use super::own::Own;
 use crate::drive::{self, Load, Outcome, Plan};
+use crate::scenario::Scenario;
 
-/// Operations a second where the command does not say: far below what a proxy can do.
+/// Operations a second where the command does not say: far below what any server can do.
 const RATE: f64 = 200.0;
 /// A certificate that lives this long is replaced about every second and a half: the shortest that the proxy asks for.
 const SHORT: Duration = Duration::from_secs(3);
@@ -18,6 +19,28 @@ const RULES: usize = 10_000;
 /// For the proxies to take a policy over.
 const TAKEN: Duration = Duration::from_secs(30);
 
+/// Established requests while nobody else comes (`quiet`), during a storm of newcomers (`storm`), and the handshakes of that
+/// storm (`newcomers`).
+pub(super) fn storm(
+    plan: &Plan,
+    clients: usize,
+    rate: Option<f64>,
+    bar: &mut dyn FnMut(&str, f64),
+) -> Result<Vec<Run>> {
+    let (established, quiet) = quietly(plan, rate, bar)?;
+    let newcomers = Plan { scenario: Scenario::Handshake, load: Load::Closed { clients }, ..plan.clone() };
+    let (storm, mut newcomers) = std::thread::scope(|scope| {
+        let newcomers = scope.spawn(|| drive::run(&newcomers, |_| {}));
+        let storm = drive::run(&established, |done| bar("storm", done));
+        let newcomers = newcomers.join().map_err(|_| anyhow!("the storm's thread panicked"));
+        anyhow::Ok((storm?, newcomers??))
+    })?;
+    newcomers.notes.push("what it cost the server holds the established requests as well".to_owned());
+    let mut runs = compared(quiet, "storm", storm, "p99 of established requests in the storm");
+    runs.push(Run { name: "newcomers".to_owned(), outcome: newcomers });
+    Ok(runs)
+}
+
 /// Handshakes with a certificate that stays (`quiet`), and with one that is replaced all the time (`swaps`).
 pub(super) fn rotation(
     plan: &Plan,
@@ -25,8 +48,7 @@ pub(super) fn rotation(
     rate: Option<f64>,
     bar: &mut dyn FnMut(&str, f64),
 ) -> Result<Vec<Run>> {
-    let plan = Plan { load: Load::Open { rate: rate.unwrap_or(RATE) }, ..plan.clone() };
-    let quiet = drive::run(&plan, |done| bar("quiet", done))?;
+    let (plan, quiet) = quietly(plan, rate, bar)?;
     let rotating = own.beside(SHORT)?;
     let before = rotating.renewals()?;
     let tls = plan.tls.clone().map(|tls| tls.expecting_id(rotating.id()));
@@ -37,7 +59,7 @@ pub(super) fn rotation(
         return Err(anyhow!("no certificate was replaced; a longer --duration sees some"));
     }
     swaps.notes.push(format!("{count} certificates replaced"));
-    Ok(pair(quiet, "swaps", swaps))
+    Ok(compared(quiet, "swaps", swaps, "p99 in swaps"))
 }
 
 /// Requests while policy stays (`quiet`), and while one of ten thousand rules follows the other (`churn`).
@@ -47,8 +69,7 @@ pub(super) fn churn(
     rate: Option<f64>,
     bar: &mut dyn FnMut(&str, f64),
 ) -> Result<Vec<Run>> {
-    let plan = Plan { load: Load::Open { rate: rate.unwrap_or(RATE) }, ..plan.clone() };
-    let quiet = drive::run(&plan, |done| bar("quiet", done))?;
+    let (plan, quiet) = quietly(plan, rate, bar)?;
     let (mut churn, published) = std::thread::scope(|scope| {
         let (began, plan) = (Instant::now(), &plan);
         let asking = scope.spawn(|| drive::run(plan, |_| {}));
@@ -63,12 +84,20 @@ pub(super) fn churn(
         anyhow::Ok((churn?, published))
     })?;
     churn.notes.push(format!("{published} policies of {RULES} rules published and taken over"));
-    Ok(pair(quiet, "churn", churn))
+    Ok(compared(quiet, "churn", churn, "p99 in churn"))
 }
 
-fn pair(quiet: Outcome, name: &str, mut disturbed: Outcome) -> Vec<Run> {
+/// The load at a steady rate, and what came of it while nothing else happened.
+fn quietly(plan: &Plan, rate: Option<f64>, bar: &mut dyn FnMut(&str, f64)) -> Result<(Plan, Outcome)> {
+    let steady = Plan { load: Load::Open { rate: rate.unwrap_or(RATE) }, ..plan.clone() };
+    let quiet = drive::run(&steady, |done| bar("quiet", done))?;
+    Ok((steady, quiet))
+}
+
+/// Both runs, the second with a note of how its p99, called `what`, stands to the first's.
+fn compared(quiet: Outcome, name: &str, mut disturbed: Outcome, what: &str) -> Vec<Run> {
     if let (Some(one), Some(other)) = (quiet.latency.p99_us, disturbed.latency.p99_us) {
-        disturbed.notes.push(format!("p99 in {name} ÷ quiet: {:.2}", other / one.max(1e-3)));
+        disturbed.notes.push(format!("{what} ÷ quiet: {:.2}", other / one.max(1e-3)));
     }
     vec![Run { name: "quiet".to_owned(), outcome: quiet }, Run { name: name.to_owned(), outcome: disturbed }]
 }

@@ -14,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use crate::app::App;
 use crate::drive::Tls;
 use crate::fleet::obtain;
-use crate::mesh::{Binaries, ControlOptions, Mesh, Sidecar};
+use crate::mesh::{Binaries, ControlOptions, Mesh, Sidecar, allow};
 
 /// What the program answers.
 const ANSWER: &str = "0123456789";
@@ -95,20 +95,12 @@ impl Own {
     /// Publishes a policy of so many rules that allows the rig everything, unlike the one of another `number`; done when
     /// the sidecar decides by it.
     pub(super) fn publish(&self, rules: usize, number: usize, limit: Duration) -> Result<()> {
-        let rig = self.mesh.id("rig");
-        let principal = rig.strip_prefix("spiffe://").unwrap_or(&rig);
+        let principal = self.mesh.principal("rig");
         let rules: Vec<_> = (1..rules)
             .map(|rule| serde_json::json!({ "to": [{ "operation": { "paths": [format!("/{number}/{rule}")] } }] }))
             .chain([serde_json::json!({ "from": [{ "source": { "principals": [principal] } }] })])
             .collect();
-        let policy = serde_json::json!({
-            "apiVersion": "security.istio.io/v1",
-            "kind": "AuthorizationPolicy",
-            "metadata": { "name": "churn", "namespace": "demo" },
-            "spec": { "action": "ALLOW", "rules": rules },
-        });
-        // JSON is YAML.
-        let generation = self.mesh.control.apply_policy(&policy.to_string())?;
+        let generation = self.mesh.control.apply_policy(&allow("churn", &rules))?;
         self.server.sidecar.wait_for_generation(generation, limit)
     }
 
