@@ -5,6 +5,7 @@
 //! also change things. TCP on loopback, where an operator opens it: read-only and without peers, since every program on
 //! the host can reach it.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -12,6 +13,7 @@ use std::time::Instant;
 
 use postern_config::file::proxy::{self as config, ProxyConfig};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::Bound;
@@ -94,8 +96,13 @@ pub fn place(
     }
 }
 
-/// Serves all doors until they are closed.
-pub async fn run(doors: Doors, state: State, hours: Hours) -> std::io::Result<()> {
+/// Serves all doors until they are closed. `published` is dropped once the operators' socket is found in its place.
+pub async fn run(
+    doors: Doors,
+    state: State,
+    hours: Hours,
+    published: mpsc::Sender<Infallible>,
+) -> std::io::Result<()> {
     let state = Arc::new(state);
     tokio::select! {
         () = hours.open.cancelled() => {}
@@ -115,8 +122,10 @@ pub async fn run(doors: Doors, state: State, hours: Hours) -> std::io::Result<()
         serve::serve(TcpListener::from_std(listener)?, answer, stop).await
     };
     let operators = async {
+        let published = published;
         let Some(socket) = doors.operators else { return Ok(()) };
         let (socket, _place) = socket.publish(hours.occupied).map_err(std::io::Error::other)?;
+        drop(published);
         let listener = UnixListener::from_std(std::os::unix::net::UnixListener::from(socket))?;
         let state = Arc::clone(&state);
         let answer = move |request| api::answer(Arc::clone(&state), api::Audience::Operator, request);

@@ -20,6 +20,7 @@
 //! Workers share [`snapshot::Snapshots`] (immutable values behind `ArcSwap`), atomics for limits and metrics, and a bounded
 //! queue to the telemetry thread. Everything else a connection touches is `Rc`: the compiler keeps workers apart.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 use postern_config::file::proxy::ProxyConfig;
 use postern_config::id::SpiffeId;
 use postern_config::wire::v1;
+use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
@@ -221,10 +223,13 @@ pub fn run(start: Start, shutdown: &CancellationToken, on_ready: impl FnOnce(&Re
         }
     };
     let serving = CancellationToken::new();
+    // Who reads that this process is ready finds its sockets in their places: nothing is sent, all senders go.
+    let (published, mut all_published) = mpsc::channel(1);
     let mut side_threads = Vec::new();
     if let Some((socket, giver)) = giver_thread {
-        let (open, stop) = (serving.clone(), doors_close.clone());
-        side_threads.push(on_thread("postern-handover", move || giver.run(socket, occupied, open, stop))?);
+        let (open, stop, published) = (serving.clone(), doors_close.clone(), published.clone());
+        let giving = move || giver.run(socket, occupied, open, stop, published);
+        side_threads.push(on_thread("postern-handover", giving)?);
     }
     let doors = admin::Doors { probes: sockets.metrics, local: sockets.admin, operators };
     let hours = admin::Hours {
@@ -233,7 +238,7 @@ pub fn run(start: Start, shutdown: &CancellationToken, on_ready: impl FnOnce(&Re
         succession: succession.clone(),
         stop: doors_close.clone(),
     };
-    side_threads.push(on_thread("postern-admin", move || admin::run(doors, state, hours))?);
+    side_threads.push(on_thread("postern-admin", move || admin::run(doors, state, hours, published))?);
 
     let stop_files = CancellationToken::new();
     let files_thread = gateway.map(|gateway| {
@@ -279,7 +284,7 @@ pub fn run(start: Start, shutdown: &CancellationToken, on_ready: impl FnOnce(&Re
                 () = shutdown.cancelled() => return Ok(()),
                 () = readiness.ready() => {}
             }
-            let on_started = |inquiries| {
+            let on_started = async |inquiries| {
                 let _ = workers.set(inquiries);
                 doors_open.cancel();
                 let leaving = predecessor.take().and_then(|predecessor| predecessor.ready(&bound.all()));
@@ -297,6 +302,7 @@ pub fn run(start: Start, shutdown: &CancellationToken, on_ready: impl FnOnce(&Re
                     drop(held);
                 });
                 serving.cancel();
+                let _: Option<Infallible> = all_published.recv().await;
                 if let Some(ready) = Ready::new(bound, &shared.snapshots) {
                     on_ready(&ready);
                 }

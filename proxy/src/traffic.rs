@@ -36,7 +36,7 @@ pub(crate) async fn carry(
     config: &ProxyConfig,
     readiness: &Readiness,
     wishes: Wishes<'_>,
-    on_started: impl FnOnce(Vec<Inquiry>),
+    on_started: impl AsyncFnOnce(Vec<Inquiry>),
 ) -> Result<(), Error> {
     let count = match config.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -78,7 +78,7 @@ pub(crate) async fn carry(
             threads.push(on_thread(ACCEPTOR, accepting)?);
         }
     }
-    on_started(inquiries);
+    on_started(inquiries).await;
     let (ended, all_ended) = tokio::sync::oneshot::channel();
     let waiter = std::thread::Builder::new().name("postern-drain".to_owned()).spawn(move || {
         threads.into_iter().for_each(|t| drop(t.join()));

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
+use crate::programs::program;
 use crate::support::{REQUEST, SOON, steady};
 use nix::sys::signal::Signal;
 use postern_loadtest::app::App;
 use postern_loadtest::http;
 use postern_loadtest::load::Tally;
-use postern_loadtest::mesh::{Mesh, Sidecar, SidecarOptions, until};
+use postern_loadtest::mesh::{Binaries, Mesh, Sidecar, SidecarOptions, until};
 
 const PER_SECOND: u32 = 60;
 
@@ -171,6 +172,36 @@ fn three_generations(protocol: &str) {
     let (requests, errors) = keeping.finish();
     assert!(requests > 50 && errors.is_empty(), "{requests} kept-alive requests, errors: {errors:?}");
     assert!(shop.admin_socket().exists() && web.admin_socket().exists());
+}
+
+/// The proxy, in `dir`, so that whatever it moves to its place arrives late.
+fn slow_to_publish(mesh: &Mesh, dir: &Path) -> Binaries {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    std::fs::create_dir(dir).unwrap();
+    // `-D` keeps the tracer out of the way: who starts the script gets the proxy's own process.
+    let script = format!(
+        "#!/bin/sh\nexec {} -D -f -qq -o /dev/null -e trace=/rename -e inject=/rename:delay_enter=300000 {} \"$@\"\n",
+        program("strace", "strace").display(),
+        mesh.binaries().proxy().display()
+    );
+    symlink(mesh.binaries().postern(), dir.join("postern")).unwrap();
+    std::fs::write(dir.join("postern-proxy"), script).unwrap();
+    std::fs::set_permissions(dir.join("postern-proxy"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    Binaries::at(dir).unwrap()
+}
+
+/// A manager goes on to the next step once it reads that a proxy is ready, an operator asks it something.
+#[test]
+fn who_reads_that_it_is_ready_finds_its_sockets_in_their_places() {
+    let mesh = Mesh::start().unwrap();
+    let app = keeping_app();
+    let slow = slow_to_publish(&mesh, &mesh.dir().join("slow"));
+    let options = lasting(&mesh, mesh.options("shop").unwrap().inbound(app.address(), None));
+    let mut first = Sidecar::start(&slow, mesh.dir(), options).unwrap();
+    assert_eq!(first.admin(&["get", "/"]).unwrap()["pid"], first.pid());
+    let second = Sidecar::start(&slow, mesh.dir(), next_of(&mut first, 2)).unwrap();
+    assert_eq!(second.admin(&["get", "/"]).unwrap()["pid"], second.pid());
+    assert!(first.process().wait(2 * SOON).unwrap().success(), "the handover socket was there");
 }
 
 /// Both hold the same certificate for a while; if both renewed it, or one after the other too early, the control plane

@@ -1,6 +1,7 @@
 //! The predecessor's side: one successor at a time, and nothing changes before that one is ready.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use socket2::Socket;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -73,13 +75,14 @@ pub struct Giver {
 }
 
 impl Giver {
-    /// Waits for successors, from when `open` is cancelled until `stop` is.
+    /// Waits for successors, from when `open` is cancelled until `stop` is. `published` is dropped once they find the socket.
     pub async fn run(
         self,
         socket: PrivateSocket,
         occupied: Occupied,
         open: CancellationToken,
         stop: CancellationToken,
+        published: mpsc::Sender<Infallible>,
     ) -> io::Result<()> {
         tokio::select! {
             () = open.cancelled() => {}
@@ -87,6 +90,7 @@ impl Giver {
         }
         let (socket, _place) = socket.publish(occupied).map_err(io::Error::other)?;
         let listener = watch_messages(Socket::from(socket))?;
+        drop(published);
         let tasks = TaskTracker::new();
         let busy = Rc::new(Cell::new(false));
         loop {

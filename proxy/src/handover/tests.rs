@@ -41,12 +41,15 @@ impl Rig {
         let socket = PrivateSocket::prepare(&path, Kind::Messages, Occupied::Refuse).unwrap();
         let running = giver.clone();
         let stopped = stop.clone();
+        let (published, mut is_published) = tokio::sync::mpsc::channel(1);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            LocalSet::new().block_on(&runtime, running.run(socket, Occupied::Refuse, open, stopped))
+            let run = running.run(socket, Occupied::Refuse, open, stopped, published);
+            LocalSet::new().block_on(&runtime, run)
         });
         let rig = Self { dir, inbound, metrics, giver, stop, thread: Some(thread) };
-        eventually(|| rig.path().exists());
+        assert_eq!(is_published.blocking_recv(), None);
+        assert!(rig.path().exists());
         rig
     }
 
