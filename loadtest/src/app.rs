@@ -9,13 +9,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use tokio::io::AsyncWriteExt as _;
 
 /// The longest head of a request that [`App::http`] reads.
 const MAX_HEAD: usize = 16 * 1024;
 /// For reaching its own listener when it stops.
 const WAKE: Duration = Duration::from_secs(1);
 
-/// A listener on a free loopback port with a thread per connection. Dropped, it closes all of them.
+/// A listener on a free loopback port, mostly with a thread per connection. Dropped, it closes all of them.
 #[derive(Debug)]
 pub struct App {
     address: SocketAddr,
@@ -62,6 +63,36 @@ impl App {
             std::io::copy(&mut &stream, &mut &stream)?;
             stream.shutdown(Shutdown::Write)
         })
+    }
+
+    /// Sends back what it gets, over thousands of connections at once: tasks in place of threads.
+    pub fn echo_for_many() -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free loopback port")?;
+        let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let shared = Arc::new(Shared::default());
+        let for_thread = Arc::clone(&shared);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let serve = async move {
+            let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
+            loop {
+                let accepted = listener.accept().await;
+                if for_thread.stopping.load(Ordering::Relaxed) {
+                    return;
+                }
+                let Ok((mut stream, _)) = accepted else { continue };
+                for_thread.accepted.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let (mut from, mut to) = stream.split();
+                    let _ = tokio::io::copy(&mut from, &mut to).await;
+                    let _ = to.shutdown().await;
+                });
+            }
+        };
+        // Its tasks end with the runtime.
+        let thread = std::thread::Builder::new().name("app".to_owned());
+        let acceptor = thread.spawn(move || runtime.block_on(serve))?;
+        Ok(Self { address, shared, acceptor: Some(acceptor) })
     }
 
     /// Where it listens.

@@ -32,7 +32,7 @@ mod reason;
 mod tls;
 mod worker;
 
-pub use cpus::{Cpus, pin};
+pub use cpus::{Cpus, give_way, pin};
 pub use outcome::{Bucket, Negotiated, Outcome, Rig};
 pub use plan::{Kx, Load, Plan, Suite, Tls};
 pub use reason::{Failure, Reason};
@@ -97,6 +97,9 @@ fn start_workers(
             let body = move || {
                 if let Some(cpus) = &plan.rig_cpus {
                     pin(cpus)?;
+                }
+                if plan.gives_way {
+                    give_way()?;
                 }
                 scenario::play(&plan, connector, clock, number, workers)
             };

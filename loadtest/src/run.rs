@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use postern_config::file::Span;
 
-use crate::drive::{Cpus, Kx, Load, Plan, Suite, Tls};
-use crate::fleet::Progress;
+use crate::drive::{Cpus, Kx, Load, Plan, Suite, Tls, pin};
+use crate::fleet::{Progress, room_for};
 use crate::scenario::{Protocol, Scenario};
 
 mod disturb;
@@ -20,10 +20,14 @@ mod show;
 
 pub use results::{Results, Run};
 
-use own::Own;
+use own::{Own, Program, Setting};
 
 /// The least that is given to a mesh of our own where it matters: certificates that outlive any run.
 const TTL: Duration = Duration::from_secs(3600);
+/// Connections that a sidecar of ours may have open beyond the clients.
+const SPARE: usize = 1000;
+/// … and at least, as by its defaults.
+const LEAST: usize = 10_000;
 
 /// Ask one question of a TLS server: how fast, how late, at what cost
 #[derive(Debug, Args)]
@@ -34,6 +38,7 @@ const TTL: Duration = Duration::from_secs(3600);
   postern-loadtest run requests --protocol h2 --streams 10 --clients 128 --spiffe-id spiffe://corp.example/ns/shop/sa/payments \\
       --target 10.0.0.7:15006 --ca bundle.pem --cert me.pem --key me.key --output json --html out.html
   postern-loadtest run requests --plain --target 127.0.0.1:9001     # through a sidecar's outbound listener
+  postern-loadtest run waves --clients 20000 --carry --protocol raw --size 65536   # is memory given back?
   postern-loadtest run rotation --rate 1000 --duration 30s          # p99 while certificates are replaced ÷ while they stay
 
 With --rate the loop is open: latency counts from the moment at which each operation is due. Without, --clients ask again
@@ -112,9 +117,18 @@ pub struct Command {
     /// The server's process, for its cost; may be repeated, children are included
     #[arg(long = "server-pid", value_name = "PID", requires = "target")]
     server_pids: Vec<u32>,
+    /// Of `idle` and `waves`: each connection carries one thing before it stands, a request with a body of --size or, with --protocol raw, --size bytes
+    #[arg(long)]
+    carry: bool,
+    /// Of `waves`: how often connections are opened and closed again
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    waves: usize,
     /// The CPUs that the rig keeps to, as 0,2-3
     #[arg(long, value_name = "LIST")]
     rig_cpus: Option<Cpus>,
+    /// The CPUs that the sidecar of a mesh of its own keeps to
+    #[arg(long, value_name = "LIST", conflicts_with = "target")]
+    server_cpus: Option<Cpus>,
     /// Threads of the rig; left out, one for each of its CPUs
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -147,6 +161,8 @@ enum Question {
     Bytes,
     /// Connections that stand open and carry nothing
     Idle,
+    /// --clients connections at once, closed again, --waves times: does the server give back what they took?
+    Waves,
     /// Established requests at --rate, quiet, and again while --clients handshake as fast as they can
     Storm,
     /// Handshakes at --rate with a certificate that stays, and with one that is replaced all the time; in a mesh of its own
@@ -171,7 +187,7 @@ impl Question {
             Self::ConnectRequest => Scenario::ConnectRequest,
             Self::Requests | Self::Storm | Self::Churn => Scenario::Requests,
             Self::Bytes => Scenario::Bytes,
-            Self::Idle => Scenario::Idle,
+            Self::Idle | Self::Waves => Scenario::Idle,
         }
     }
 }
@@ -203,6 +219,7 @@ impl Command {
             server_pids: self.server_pids.clone(),
             threads: self.threads,
             rig_cpus: self.rig_cpus.clone(),
+            carries_first: self.carry,
             ..Plan::new(target, tls, scenario)
         }
     }
@@ -224,17 +241,42 @@ impl Command {
             "{:?} is a question about TLS; drop --plain",
             self.question
         );
+        ensure!(
+            !self.carry || matches!(self.question, Question::Idle | Question::Waves),
+            "--carry is for connections that stand idle afterwards: idle, waves"
+        );
+        let can_carry = match self.protocol {
+            None | Some(Protocol::H1) => true,
+            Some(Protocol::Raw) => self.size > 0,
+            Some(_) => false,
+        };
+        ensure!(
+            !self.carry || can_carry,
+            "--carry: a request over h1, or with --protocol raw so many bytes as --size says"
+        );
         ensure!(self.rate.is_none_or(|rate| rate.is_finite() && rate > 0.0), "--rate: a number above 0");
-        let counts =
-            [self.clients, self.connections, self.streams, self.outstanding, self.threads.unwrap_or(1)];
+        let counts = [
+            self.clients,
+            self.connections,
+            self.streams,
+            self.outstanding,
+            self.waves,
+            self.threads.unwrap_or(1),
+        ];
         ensure!(
             counts.iter().all(|count| *count > 0),
-            "--clients, --connections, --streams, --outstanding and --threads are at least 1"
+            "--clients, --connections, --streams, --outstanding, --waves and --threads are at least 1"
         );
         ensure!(!self.duration.as_duration().is_zero(), "--duration: longer than nothing");
         ensure!(!self.deadline.as_duration().is_zero(), "--deadline: longer than nothing");
         ensure!(self.path.starts_with('/'), "--path {:?}: begins with `/`", self.path);
         Ok(())
+    }
+
+    /// The program behind the sidecar that the question needs.
+    fn program(&self) -> Program {
+        let speaks_bytes = self.question == Question::Bytes && self.protocol.is_none();
+        if speaks_bytes || self.protocol == Some(Protocol::Raw) { Program::Echo } else { Program::Http }
     }
 
     fn foreign(&self, target: &str) -> Result<Plan> {
@@ -263,13 +305,22 @@ pub fn run(command: &Command) -> Result<ExitCode> {
         show::usage(&wrong, command.is_json());
         return Ok(ExitCode::from(2));
     }
+    if let Some(cpus) = &command.rig_cpus {
+        // The program behind a sidecar, too, is on this side.
+        pin(cpus)?;
+    }
     let progress = Progress::new(command.is_json());
     let (plan, own) = match &command.target {
         Some(target) => (command.foreign(target)?, None),
         None => {
-            let is_bytes =
-                command.question == Question::Bytes && command.protocol.is_none_or(|p| p == Protocol::Raw);
-            let own = Own::start(!is_bytes, TTL)?;
+            // Both ends of each of them are in this process, and what the sidecar may open it gets from here.
+            room_for(2 * command.clients)?;
+            let setting = Setting {
+                ttl: TTL,
+                cpus: command.server_cpus.clone().map(String::from),
+                connections: (command.clients + SPARE).max(LEAST),
+            };
+            let own = Own::start(command.program(), setting)?;
             let tls = Tls { kx: command.kx, suite: command.suite, ..own.tls() };
             let mut plan = command.plan(own.server().target(), Some(tls));
             plan.server_pids = own.server().pids();
@@ -278,6 +329,7 @@ pub fn run(command: &Command) -> Result<ExitCode> {
     };
     let mut bar = |name: &str, done: f64| progress.show(name, (done * 100.0) as usize, 100);
     let runs = match (command.question, &own) {
+        (Question::Waves, _) => disturb::waves(&plan, command.waves, &mut bar)?,
         (Question::Storm, _) => disturb::storm(&plan, command.clients, command.rate, &mut bar)?,
         (Question::Rotation, Some(own)) => disturb::rotation(&plan, own, command.rate, &mut bar)?,
         (Question::Churn, Some(own)) => disturb::churn(&plan, own, command.rate, &mut bar)?,

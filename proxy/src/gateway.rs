@@ -11,6 +11,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -218,7 +219,7 @@ pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Job, front: &Arc<Front
     let _held = job.connection;
     // Boxed: the handshake's state is large and gone once the connection carries data.
     let arriving = worker.turns.take(Box::pin(arrive(job.tcp, job.source, front)));
-    let arrived = open.unless_closed(within_deadline(worker, accepted, arriving)).await;
+    let arrived = open.unless_closed(pin!(within_deadline(worker, accepted, arriving))).await;
     drop(job.handshake);
     record.outcome = match arrived {
         Err(cause) => cause.into(),
@@ -333,12 +334,13 @@ async fn onward(
             sni: name.map(str::to_owned),
         })
     };
+    // Boxed, each: a connection needs room for what it is, and no more.
     match arrival {
         Arrival::Answered => Outcome::Completed,
         Arrival::Through(tcp, name, host) => {
             record.host = Some(Arc::clone(&host.label));
             match facts(tcp.socket(), Some(&name)) {
-                Some(facts) => passthrough::serve(worker, open, tcp, facts, &host, record).await,
+                Some(facts) => Box::pin(passthrough::serve(worker, open, tcp, facts, &host, record)).await,
                 None => Outcome::Broken,
             }
         }
@@ -361,7 +363,7 @@ async fn onward(
                 introduction: worker.introduce(own.as_ref().map(|c| c.id()), leaf),
                 certificate: chain.map(|chain| Certificate::new(chain, server)),
             };
-            requests::serve(worker, open, stream, version, visitor, record).await
+            Box::pin(requests::serve(worker, open, stream, version, visitor, record)).await
         }
         Arrival::Plain(tcp) => {
             let Some(facts) = facts(tcp.socket(), None) else { return Outcome::Broken };
@@ -373,7 +375,7 @@ async fn onward(
                 introduction: Introduction::default(),
                 certificate: None,
             };
-            requests::serve(worker, open, tcp, Version::Http1, visitor, record).await
+            Box::pin(requests::serve(worker, open, tcp, Version::Http1, visitor, record)).await
         }
     }
 }

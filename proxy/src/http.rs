@@ -59,8 +59,8 @@ impl Version {
 
 /// Whatever answers the requests of one connection.
 pub trait Handler: 'static {
-    /// Answers one request. Errors are answers too.
-    fn handle(self: Rc<Self>, request: Request) -> impl Future<Output = Response> + 'static;
+    /// Answers one request, boxed: it goes through many hands. Errors are answers too.
+    fn handle(self: Rc<Self>, request: Box<Request>) -> impl Future<Output = Response> + 'static;
 
     /// Whether the last answer made the connection a tunnel.
     fn became_tunnel(&self) -> bool {

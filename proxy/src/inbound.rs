@@ -17,6 +17,7 @@ use crate::dial::{self, Miss};
 use crate::finish::{self, Socketed};
 use crate::http::introduce::Introduction;
 use crate::http::{self, Version, sniff};
+use crate::policy::CurrentPolicy;
 use crate::relay::relay;
 use crate::telemetry::{Direction, Outcome, Record};
 use crate::tls::{self, Alpn, Failure, Stream, Tcp};
@@ -62,8 +63,8 @@ enum Speech {
 
 /// A connection that may go on.
 enum Entered {
-    Secured(Stream, Caller, Speech),
-    Plain(TcpStream, Caller, Speech),
+    Secured(Stream, Box<Caller>, Speech),
+    Plain(TcpStream, Box<Caller>, Speech),
 }
 
 /// Who is at the other end, and what policy is asked about it.
@@ -86,7 +87,9 @@ pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Job, app: &App) {
     gauge.inc();
     let accepted = job.accepted;
     let _held = job.connection;
-    let entered = open.unless_closed(enter(worker, open, job.tcp, job.source, app, accepted)).await;
+    // Boxed: the handshake's state is large and gone once the connection carries data.
+    let entering = Box::pin(enter(worker, open, job.tcp, job.source, app, accepted));
+    let entered = open.unless_closed(entering).await;
     drop(job.handshake);
     record.outcome = match entered {
         Err(cause) => cause.into(),
@@ -145,7 +148,8 @@ async fn enter(
         let subject = Rc::new(Subject { peer: None, judged: judged(speech, &facts) });
         open.prove(Rc::clone(&subject));
         let introduction = worker.introduce(None, None);
-        return Ok(Entered::Plain(tcp, Caller { subject, facts, source, introduction }, speech));
+        let caller = Box::new(Caller { subject, facts, source, introduction });
+        return Ok(Entered::Plain(tcp, caller, speech));
     }
     if worker.shared.snapshots.usable_credentials().is_none() {
         return Err(Failure::no_identity());
@@ -167,7 +171,7 @@ async fn enter(
     let subject = Rc::new(Subject { peer: Some(peer), judged: judged(speech, &facts) });
     worker.prove(open, &subject).inspect_err(|_| tls.reset())?;
     let introduction = introduce(worker, &tls, &subject, speech);
-    Ok(Entered::Secured(tls, Caller { subject, facts, source, introduction }, speech))
+    Ok(Entered::Secured(tls, Box::new(Caller { subject, facts, source, introduction }), speech))
 }
 
 /// Whether a peer of a port that takes plain text speaks it. TLS begins with the byte of a handshake record; a peer that
@@ -211,15 +215,15 @@ async fn converse(
     worker: &Rc<Worker>,
     open: &Open,
     stream: impl Socketed + 'static,
-    caller: Caller,
+    caller: Box<Caller>,
     speech: Speech,
     app: &App,
     record: &mut Record,
 ) -> Outcome {
     match speech {
-        Speech::Bytes => admit(worker, open, stream, caller, app, record).await,
+        // Boxed, each: a connection needs room for what it is, and no more.
+        Speech::Bytes => Box::pin(admit(worker, open, stream, &caller, app, record)).await,
         Speech::Http(version) => {
-            // Boxed: a connection that is relayed needs no room for a request.
             Box::pin(http::inbound::serve(worker, open, stream, version, caller, app, record)).await
         }
         Speech::Untold => untold(worker, open, stream, caller, app, record).await,
@@ -240,7 +244,7 @@ async fn untold(
     worker: &Rc<Worker>,
     open: &Open,
     stream: impl Socketed + 'static,
-    caller: Caller,
+    mut caller: Box<Caller>,
     app: &App,
     record: &mut Record,
 ) -> Outcome {
@@ -249,7 +253,7 @@ async fn untold(
         Protocol::Auto => limits.detect_timeout,
         _ => limits.head_timeout,
     };
-    let looked = open.unless_closed(sniff::look(stream, limit.as_duration())).await;
+    let looked = open.unless_closed(pin!(sniff::look(stream, limit.as_duration()))).await;
     let (stream, guess) = match looked {
         Err(cause) => return cause.into(),
         Ok(Err(error)) => {
@@ -268,9 +272,9 @@ async fn untold(
             }
             let judged = Judged::Connection(caller.facts.clone());
             let peer = caller.subject.peer.clone();
-            let caller = Caller { subject: Rc::new(Subject { peer, judged }), ..caller };
+            caller.subject = Rc::new(Subject { peer, judged });
             open.prove(Rc::clone(&caller.subject));
-            admit(worker, open, stream, caller, app, record).await
+            Box::pin(admit(worker, open, stream, &caller, app, record)).await
         }
         _ => {
             record.detail = Some("neither HTTP/1 nor HTTP/2, on a listener for HTTP".to_owned());
@@ -279,13 +283,26 @@ async fn untold(
     }
 }
 
+/// What policy says of a connection, noted in its record.
+fn allowed(policy: &CurrentPolicy, caller: &Caller, record: &mut Record) -> bool {
+    let verdict = policy.decide(&caller.facts.of(caller.subject.id(), policy));
+    record.policy = policy.decider(&verdict);
+    record.audit = policy.auditor(&verdict);
+    record.dry_run = policy.trial(&verdict);
+    if !verdict.allow {
+        record.denial = Some(ulid::Ulid::new().to_string());
+        record.detail = Some(policy.policy().explain(&verdict));
+    }
+    verdict.allow
+}
+
 /// Asks policy about a connection that is registered, and relays. Registered first: a push between the two would
 /// otherwise miss it.
 async fn admit(
     worker: &Worker,
     open: &Open,
     mut stream: impl Socketed,
-    caller: Caller,
+    caller: &Caller,
     app: &App,
     record: &mut Record,
 ) -> Outcome {
@@ -296,18 +313,15 @@ async fn admit(
         record.detail = Some("no policy is held yet".to_owned());
         return Outcome::Denied;
     };
-    let verdict = policy.decide(&caller.facts.of(caller.subject.id(), &policy));
-    record.policy = policy.decider(&verdict);
-    record.audit = policy.auditor(&verdict);
-    record.dry_run = policy.trial(&verdict);
-    if !verdict.allow {
+    if !allowed(&policy, caller, record) {
         stream.reset();
-        record.denial = Some(ulid::Ulid::new().to_string());
-        record.detail = Some(policy.policy().explain(&verdict));
         return Outcome::Denied;
     }
+    // Held on to, it would keep a replaced policy alive for as long as the connection lasts.
+    drop(policy);
     open.note(|about| about.policy.clone_from(&record.policy));
-    let mut plain = match open.unless_closed(dial::plain(worker, &app.address)).await {
+    let dialled = open.unless_closed(pin!(dial::plain(worker, &app.address))).await;
+    let mut plain = match dialled {
         Ok(Ok(plain)) => plain,
         Ok(Err(miss)) => {
             stream.reset();

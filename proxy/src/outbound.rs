@@ -1,6 +1,7 @@
 //! The app's own connections, out over mTLS: what do they speak, which endpoint, is it exactly the expected peer.
 
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -68,7 +69,10 @@ pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Job, exit: &Exit) {
     let _held = job.connection;
     record.outcome = match TcpStream::from_std(job.tcp) {
         Err(_) => finish::refused(&mut record, &Failure::internal("the socket cannot be registered")),
-        Ok(app) if exit.protocol == Protocol::Tcp => bytes(worker, open, app, &exit.to, &mut record).await,
+        // Boxed, each: a connection needs room for what it is, and no more.
+        Ok(app) if exit.protocol == Protocol::Tcp => {
+            Box::pin(bytes(worker, open, app, &exit.to, &mut record)).await
+        }
         Ok(app) => look(worker, open, app, exit, &mut record).await,
     };
     (record.bytes_up, record.bytes_down) = open.bytes();
@@ -81,7 +85,8 @@ pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Job, exit: &Exit) {
 async fn look(worker: &Rc<Worker>, open: &Open, app: TcpStream, exit: &Exit, record: &mut Record) -> Outcome {
     let limits = &worker.shared.limits;
     let limit = if exit.protocol == Protocol::Auto { limits.detect_timeout } else { limits.keep_alive };
-    let (app, guess) = match open.unless_closed(sniff::look(app, limit.as_duration())).await {
+    let looked = open.unless_closed(pin!(sniff::look(app, limit.as_duration()))).await;
+    let (app, guess) = match looked {
         Err(cause) => return cause.into(),
         Ok(Err(error)) => {
             record.detail = Some(format!("broken off: {}", error.kind()));
@@ -97,7 +102,7 @@ async fn look(worker: &Rc<Worker>, open: &Open, app: TcpStream, exit: &Exit, rec
             if guess == sniff::Guess::Unknown {
                 worker.shared.telemetry.metrics.detect_timeouts.inc();
             }
-            bytes(worker, open, app, &exit.to, record).await
+            Box::pin(bytes(worker, open, app, &exit.to, record)).await
         }
         // The library's own answer to what is no HTTP is the right one: 400.
         (sniff::Guess::Other, _) => {
@@ -117,7 +122,8 @@ async fn bytes(
 ) -> Outcome {
     let upstream = to.upstream(worker);
     let connecting = connect(worker, open, upstream.as_deref(), record);
-    match open.unless_closed(connecting).await.unwrap_or_else(|cause| Err(cause.into())) {
+    let connected = open.unless_closed(pin!(connecting)).await;
+    match connected.unwrap_or_else(|cause| Err(cause.into())) {
         Err(outcome) => {
             app.reset();
             outcome

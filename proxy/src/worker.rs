@@ -346,17 +346,17 @@ fn carry(worker: &Rc<Worker>, job: Job, load: &Arc<AtomicUsize>) {
         policy: None,
         since: job.accepted,
     });
-    let worker = Rc::clone(worker);
-    let load = Carried(Arc::clone(load));
     // Tracked by `open`, which the task holds to its end.
-    tokio::task::spawn_local(async move {
-        let _carried = load;
-        match &*Arc::clone(&job.route) {
-            Route::Inbound(app) => crate::inbound::serve(&worker, &open, job, app).await,
-            Route::Outbound(exit) => crate::outbound::serve(&worker, &open, job, exit).await,
-            Route::Gateway(front) => crate::gateway::serve(&worker, &open, job, front).await,
-        }
-    });
+    tokio::task::spawn_local(along(Rc::clone(worker), open, job, Carried(Arc::clone(load))));
+}
+
+/// The whole way of a connection.
+async fn along(worker: Rc<Worker>, open: Open, job: Job, _carried: Carried) {
+    match &*Arc::clone(&job.route) {
+        Route::Inbound(app) => crate::inbound::serve(&worker, &open, job, app).await,
+        Route::Outbound(exit) => crate::outbound::serve(&worker, &open, job, exit).await,
+        Route::Gateway(front) => crate::gateway::serve(&worker, &open, job, front).await,
+    }
 }
 
 /// One connection of a worker's load; given back even where its task panics.

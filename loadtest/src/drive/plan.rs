@@ -52,6 +52,13 @@ pub struct Plan {
     pub threads: Option<usize>,
     /// The CPUs that the rig keeps to.
     pub rig_cpus: Option<Cpus>,
+    /// Whether its threads run only where nobody else wants to.
+    #[serde(default)]
+    pub gives_way: bool,
+    /// Whether connections that shall stand idle first carry something: over HTTP/1.1 one request with a body of
+    /// [`size`](Self::size) bytes, raw so many there and back.
+    #[serde(default)]
+    pub carries_first: bool,
 }
 
 /// How often.
@@ -185,6 +192,8 @@ impl Plan {
             server_pids: Vec::new(),
             threads: None,
             rig_cpus: None,
+            gives_way: false,
+            carries_first: false,
         }
     }
 
@@ -200,6 +209,12 @@ impl Plan {
             Load::Closed { clients } => clients,
         };
         self.threads.unwrap_or_else(cpus).clamp(1, at_most.max(1))
+    }
+
+    /// The `Host` of requests: the given one, the expected name, or the address.
+    pub(crate) fn authority(&self) -> String {
+        let name = || self.tls.as_ref().and_then(|tls| tls.server_name.clone());
+        self.host.clone().or_else(name).unwrap_or_else(|| self.target.to_string())
     }
 
     pub(super) fn check(&self) -> Result<()> {

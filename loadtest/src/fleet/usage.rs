@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// `/proc/PID/stat` counts in hundredths of a second on every Linux.
@@ -38,12 +38,14 @@ impl Usage {
 pub(crate) fn room_for(connections: usize) -> Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let wanted = connections as u64 + SPARE;
-    ensure!(
-        wanted <= hard,
-        "{connections} connections need {wanted} open files, and this shell may have {hard} at most; see `ulimit -n`"
-    );
     if soft < wanted {
-        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)?;
+        // Beyond the hard limit only root may go.
+        let room = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted));
+        room.with_context(|| {
+            format!(
+                "{connections} connections need {wanted} open files, and this shell may have {hard} at most; see `ulimit -n`"
+            )
+        })?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 
 use super::Run;
 use super::own::Own;
@@ -16,11 +16,17 @@ const RATE: f64 = 200.0;
 const SHORT: Duration = Duration::from_secs(3);
 /// Rules of each policy that is published.
 const RULES: usize = 10_000;
+/// For a server to close what a wave had opened.
+const CLOSED: Duration = Duration::from_secs(60);
+/// How often its open files are counted, and how often the count stands still until they count as closed.
+const LOOK: Duration = Duration::from_millis(200);
+const STILL: u32 = 5;
+const MIB: f64 = 1024.0 * 1024.0;
 /// For the proxies to take a policy over.
 const TAKEN: Duration = Duration::from_secs(30);
 
 /// Established requests while nobody else comes (`quiet`), during a storm of newcomers (`storm`), and the handshakes of that
-/// storm (`newcomers`).
+/// storm (`newcomers`), whose clients make way for those that are measured.
 pub(super) fn storm(
     plan: &Plan,
     clients: usize,
@@ -28,7 +34,8 @@ pub(super) fn storm(
     bar: &mut dyn FnMut(&str, f64),
 ) -> Result<Vec<Run>> {
     let (established, quiet) = quietly(plan, rate, bar)?;
-    let newcomers = Plan { scenario: Scenario::Handshake, load: Load::Closed { clients }, ..plan.clone() };
+    let load = Load::Closed { clients };
+    let newcomers = Plan { scenario: Scenario::Handshake, load, gives_way: true, ..plan.clone() };
     let (storm, mut newcomers) = std::thread::scope(|scope| {
         let newcomers = scope.spawn(|| drive::run(&newcomers, |_| {}));
         let storm = drive::run(&established, |done| bar("storm", done));
@@ -39,6 +46,46 @@ pub(super) fn storm(
     let mut runs = compared(quiet, "storm", storm, "p99 of established requests in the storm");
     runs.push(Run { name: "newcomers".to_owned(), outcome: newcomers });
     Ok(runs)
+}
+
+/// The same idle connections again and again, closed in between: each wave's memory before is what the ones before it left.
+/// The last run is one connection, to see what all left.
+pub(super) fn waves(plan: &Plan, waves: usize, bar: &mut dyn FnMut(&str, f64)) -> Result<Vec<Run>> {
+    let single = Plan { load: Load::Closed { clients: 1 }, ..plan.clone() };
+    let mut runs = Vec::new();
+    for number in 1..=waves + 1 {
+        let name = if number > waves { "after".to_owned() } else { format!("wave {number}") };
+        let plan = if number > waves { &single } else { plan };
+        if number > 1 {
+            settled(&plan.server_pids)?;
+        }
+        runs.push(Run { outcome: drive::run(plan, |done| bar(&name, done))?, name });
+    }
+    let before = |run: &Run| run.outcome.cost.as_ref().map_or(0.0, |cost| cost.rss_before as f64 / MIB);
+    let left: Vec<String> = runs.iter().map(|run| format!("{:.1}", before(run))).collect();
+    if let Some(after) = runs.last_mut() {
+        let note = format!("resident before each wave, and after the last: {} MiB", left.join(", "));
+        after.outcome.notes.push(note);
+    }
+    Ok(runs)
+}
+
+/// Waits until the processes have closed what a wave had opened: their count of open files stands still.
+fn settled(pids: &[u32]) -> Result<()> {
+    let (end, mut last, mut still) = (Instant::now() + CLOSED, usize::MAX, 0);
+    while still < STILL {
+        let now = pids.iter().map(|pid| open_files(*pid)).sum::<Result<usize>>()?;
+        still = if now == last { still + 1 } else { 0 };
+        last = now;
+        ensure!(Instant::now() < end, "{now} files are still open {CLOSED:?} after a wave, and change");
+        std::thread::park_timeout(LOOK);
+    }
+    Ok(())
+}
+
+fn open_files(pid: u32) -> Result<usize> {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fd")).with_context(|| format!("no process {pid}"))?;
+    Ok(files.count())
 }
 
 /// Handshakes with a certificate that stays (`quiet`), and with one that is replaced all the time (`swaps`).

@@ -18,6 +18,8 @@ use crate::mesh::{Binaries, ControlOptions, Mesh, Sidecar, allow};
 
 /// What the program answers.
 const ANSWER: &str = "0123456789";
+/// Connections beyond which the program does without a thread for each.
+const THREADS: usize = 10_000;
 /// PEM's longest line, in characters.
 const LINE: usize = 64;
 
@@ -27,6 +29,7 @@ pub(super) struct Own {
     // Behind its sidecar: what runs in the mesh's directory ends first.
     mesh: Mesh,
     protocol: &'static str,
+    setting: Setting,
     app: App,
 }
 
@@ -36,11 +39,39 @@ pub(super) struct Server {
     id: String,
 }
 
+/// What a sidecar is given besides its app.
+#[derive(Debug, Clone)]
+pub(super) struct Setting {
+    /// How long its certificates live.
+    pub(super) ttl: Duration,
+    /// The processors that it keeps to, as `taskset -c` takes them.
+    pub(super) cpus: Option<String>,
+    /// Connections that it may have open.
+    pub(super) connections: usize,
+}
+
+/// The program behind the sidecar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Program {
+    /// Answers requests.
+    Http,
+    /// Sends back what it gets.
+    Echo,
+}
+
 impl Server {
-    fn start(mesh: &Mesh, name: &str, app: SocketAddr, protocol: &str, ttl: Duration) -> Result<Self> {
-        let options = mesh.options(name)?.inbound(app, Some(name)).protocol(protocol);
-        let sidecar = mesh.server_with(options.ttl(&format!("{}s", ttl.as_secs())))?;
-        Ok(Self { sidecar, id: mesh.id(name) })
+    fn start(mesh: &Mesh, name: &str, app: SocketAddr, protocol: &str, setting: &Setting) -> Result<Self> {
+        let limits = format!("limits: {{ connections: {} }}", setting.connections);
+        let mut options = mesh
+            .options(name)?
+            .inbound(app, Some(name))
+            .protocol(protocol)
+            .ttl(&format!("{}s", setting.ttl.as_secs()))
+            .config(&limits);
+        if let Some(cpus) = &setting.cpus {
+            options.launcher = ["taskset", "-c", cpus].map(str::to_owned).to_vec();
+        }
+        Ok(Self { sidecar: mesh.server_with(options)?, id: mesh.id(name) })
     }
 
     /// Its mTLS port.
@@ -64,22 +95,25 @@ impl Server {
 }
 
 impl Own {
-    /// `http` says what the program behind the sidecar is: a server of HTTP, or one that sends back what it gets.
-    pub(super) fn start(http: bool, ttl: Duration) -> Result<Self> {
-        let app = if http { App::http_kept(ANSWER)? } else { App::echo()? };
+    /// A mesh with one sidecar in front of `program`.
+    pub(super) fn start(program: Program, setting: Setting) -> Result<Self> {
+        let (app, protocol) = match program {
+            Program::Http => (App::http_kept(ANSWER)?, "http"),
+            Program::Echo if setting.connections > THREADS => (App::echo_for_many()?, "tcp"),
+            Program::Echo => (App::echo()?, "tcp"),
+        };
         let options =
             ControlOptions { config: "log: { level: error }".to_owned(), ..ControlOptions::default() };
         let mesh = Mesh::start_from(Binaries::siblings()?, options)?;
-        let protocol = if http { "http" } else { "tcp" };
-        let server = Server::start(&mesh, "server", app.address(), protocol, ttl)?;
+        let server = Server::start(&mesh, "server", app.address(), protocol, &setting)?;
         let join = std::fs::read_to_string(mesh.control.token(&mesh.id("rig"), &[])?)?;
-        let obtained = obtain(mesh.control.listen(), &join.trim().parse()?, ttl)?;
+        let obtained = obtain(mesh.control.listen(), &join.trim().parse()?, setting.ttl)?;
         let chain = obtained.chain.iter().map(|der| pem("CERTIFICATE", der)).collect::<String>();
         write(&mesh.dir().join("rig.pem"), &chain)?;
         write(&mesh.dir().join("rig.key"), &pem("PRIVATE KEY", obtained.key.secret_pkcs8_der()))?;
         let roots = obtained.roots.iter().map(|der| pem("CERTIFICATE", der)).collect::<String>();
         write(&mesh.dir().join("roots.pem"), &roots)?;
-        Ok(Self { server, mesh, protocol, app })
+        Ok(Self { server, mesh, protocol, setting, app })
     }
 
     /// The sidecar.
@@ -89,7 +123,8 @@ impl Own {
 
     /// One more sidecar in front of the same program, whose certificates live for `ttl`.
     pub(super) fn beside(&self, ttl: Duration) -> Result<Server> {
-        Server::start(&self.mesh, "beside", self.app.address(), self.protocol, ttl)
+        let setting = Setting { ttl, ..self.setting.clone() };
+        Server::start(&self.mesh, "beside", self.app.address(), self.protocol, &setting)
     }
 
     /// Publishes a policy of so many rules that allows the rig everything, unlike the one of another `number`; done when

@@ -34,7 +34,7 @@ pub(super) struct Requests {
 
 impl Requests {
     pub(super) fn new(plan: &Plan, connector: Connector) -> Result<Self> {
-        let authority = authority(plan);
+        let authority = plan.authority();
         let path: &str = &plan.path;
         ensure!(path.starts_with('/'), "{path:?}: a path begins with `/`");
         let body = match plan.protocol {
@@ -171,11 +171,6 @@ impl Requests {
         }
         Rc::clone(&shared[at])
     }
-}
-
-fn authority(plan: &Plan) -> String {
-    let name = || plan.tls.as_ref().and_then(|tls| tls.server_name.clone());
-    plan.host.clone().or_else(name).unwrap_or_else(|| plan.target.to_string())
 }
 
 fn grpc_status(headers: &HeaderMap<HeaderValue>) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! TLS that goes on undecrypted: judged by its name and addresses, then its bytes, the ClientHello first, to where its host leads.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -38,7 +39,8 @@ pub(super) async fn serve(
             // The service's side has a place of its own in the register: its peer is asked about apart from the client.
             let leg = worker.upstreams.enter(None);
             let connecting = outbound::connect(worker, &leg, upstream.as_deref(), record);
-            match open.unless_closed(connecting).await.unwrap_or_else(|cause| Err(cause.into())) {
+            let connected = open.unless_closed(pin!(connecting)).await;
+            match connected.unwrap_or_else(|cause| Err(cause.into())) {
                 Err(outcome) => refuse(outcome),
                 Ok((tls, endpoint)) => {
                     let mut carried = Carried { open, leg: Some(&leg), tcp, onward: tls };
@@ -50,7 +52,8 @@ pub(super) async fn serve(
         }
         Way::Address(address) => {
             record.target = Arc::clone(address);
-            match open.unless_closed(dial::plain(worker, address)).await {
+            let connected = open.unless_closed(pin!(dial::plain(worker, address))).await;
+            match connected {
                 Err(cause) => refuse(cause.into()),
                 Ok(Ok(onward)) => Carried { open, leg: None, tcp, onward }.run(worker, record).await,
                 Ok(Err(miss)) => {

@@ -79,7 +79,7 @@ struct Begun {
 }
 
 impl Handler for Edge {
-    async fn handle(self: Rc<Self>, request: Request) -> Response {
+    async fn handle(self: Rc<Self>, request: Box<Request>) -> Response {
         let mut note = Note::new(Direction::Inbound, request.method(), request.headers());
         let mut answered = self.answer(request, &mut note).await;
         if let Ok(answer) = &mut answered {
@@ -104,9 +104,9 @@ impl Handler for Edge {
 }
 
 impl Edge {
-    async fn answer(&self, request: Request, note: &mut Note) -> Result<Answer, Refusal> {
+    async fn answer(&self, mut request: Box<Request>, note: &mut Note) -> Result<Answer, Refusal> {
         forward::within_rate(&self.worker, self.visitor.front.rate.as_deref())?;
-        let (mut parts, body) = request.into_parts();
+        let (mut parts, body) = (*request).into_parts();
         // An app behind may read `x_user` as `x-user`; whoever removes one would have to know of the other.
         if parts.headers.keys().any(|name| name.as_str().contains('_')) {
             return Err(Refusal::new(Fault::BadRequest, "a header's name has an underscore"));
@@ -161,10 +161,12 @@ impl Edge {
         let upstream = self.upstream(route)?;
         let to = To::Service(&upstream);
         let (Some(switch), Some(asked)) = (switch, asked) else {
-            return self.send(&to, Request::from_parts(parts, body), route).await;
+            *request = Request::from_parts(parts, body);
+            return self.send(&to, request, route).await;
         };
         forward::ask_to_switch(&mut parts, switch);
-        let (answer, switched) = forward::switch(&self.worker, &to, Request::from_parts(parts, body)).await?;
+        *request = Request::from_parts(parts, body);
+        let (answer, switched) = Box::pin(forward::switch(&self.worker, &to, request)).await?;
         *self.tunnel.borrow_mut() = switched.map(|switched| Begun { switched, asked: Box::new(asked) });
         Ok(answer)
     }
@@ -236,7 +238,7 @@ impl Edge {
         upstream.ok_or_else(unknown)
     }
 
-    async fn send(&self, to: &To<'_>, request: Request, route: &Route) -> Result<Answer, Refusal> {
+    async fn send(&self, to: &To<'_>, request: Box<Request>, route: &Route) -> Result<Answer, Refusal> {
         let sending = forward::send(&self.worker, to, request);
         match route.timeout {
             None => sending.await,

@@ -85,7 +85,7 @@ impl Drop for Carried {
 }
 
 /// Sends a request on, within the time that its caller and the configuration give it.
-pub async fn send(worker: &Rc<Worker>, to: &To<'_>, request: Request) -> Result<Answer, Refusal> {
+pub async fn send(worker: &Rc<Worker>, to: &To<'_>, request: Box<Request>) -> Result<Answer, Refusal> {
     let configured = worker.shared.http.timeouts.request.map(|t| t.as_duration());
     let wanted = headers::grpc_timeout(request.headers());
     let Some(limit) = configured.into_iter().chain(wanted).min() else {
@@ -102,7 +102,7 @@ pub async fn send(worker: &Rc<Worker>, to: &To<'_>, request: Request) -> Result<
     }
 }
 
-async fn attempts(worker: &Rc<Worker>, to: &To<'_>, mut request: Request) -> Result<Answer, Refusal> {
+async fn attempts(worker: &Rc<Worker>, to: &To<'_>, mut request: Box<Request>) -> Result<Answer, Refusal> {
     let permit = Rc::new(to.circuit().take(Resource::Request).map_err(full)?);
     let settings = &worker.shared.http.retries;
     spend(worker, to, |budget, now| {
@@ -117,7 +117,7 @@ async fn attempts(worker: &Rc<Worker>, to: &To<'_>, mut request: Request) -> Res
     let mut tried: Vec<Arc<str>> = Vec::new();
     let mut retries = 0;
     loop {
-        let sending = match request.take().or_else(|| head.as_ref().map(copy)) {
+        let sending = match request.take().or_else(|| head.as_deref().map(copy)) {
             Some(sending) => sending,
             None => {
                 return Err(Refusal::new(Fault::Internal, "a request without a copy was to be sent again"));
@@ -133,7 +133,7 @@ async fn attempts(worker: &Rc<Worker>, to: &To<'_>, mut request: Request) -> Res
                 (Ok(answer), Failure::Answer(status))
             }
             Try::Unsent(back, refusal) => {
-                request = Some(*back);
+                request = Some(back);
                 (Err(refusal), Failure::NotProcessed)
             }
             Try::Failed(refusal, failure) => (Err(refusal), failure),
@@ -175,7 +175,7 @@ async fn attempt(
     worker: &Rc<Worker>,
     to: &To<'_>,
     key: Key,
-    request: Request,
+    request: Box<Request>,
     permit: &Rc<Permit>,
     body_broke: &Rc<Cell<bool>>,
 ) -> Try {
@@ -191,7 +191,7 @@ async fn attempt(
                 return Try::Final(refusal);
             }
             worker.balance.borrow_mut().failed(&key.address, worker.uptime());
-            return Try::Unsent(Box::new(request), refusal);
+            return Try::Unsent(request, refusal);
         }
     };
     let endpoint = to.upstream().map(|_| Arc::clone(&key.address));
@@ -280,7 +280,7 @@ fn learn(worker: &Worker, to: &To<'_>, address: &Arc<str>, answer: outlier::Answ
 
 /// A gRPC error that comes without a message stands in the head; others are seen too late to matter here.
 fn outlier_answer(response: &Response) -> outlier::Answer {
-    let grpc = response.headers().get("grpc-status").and_then(|s| s.to_str().ok()?.parse().ok());
+    let grpc = response.headers().get(&headers::GRPC_STATUS).and_then(|s| s.to_str().ok()?.parse().ok());
     match grpc {
         Some(status) if response.status() == StatusCode::OK => outlier::Answer::of_grpc(status),
         _ => outlier::Answer::of_status(response.status().as_u16()),
@@ -331,8 +331,8 @@ fn was_refused(error: &hyper::Error) -> bool {
     })
 }
 
-fn copy(request: &Request) -> Request {
-    let mut copy = Request::new(Body::default());
+fn copy(request: &Request) -> Box<Request> {
+    let mut copy = Box::new(Request::new(Body::default()));
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.version_mut() = request.version();

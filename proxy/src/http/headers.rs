@@ -15,6 +15,10 @@ use super::refuse::{DENIAL, Fault, Refusal};
 pub const XFCC: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// How a gRPC call ended, where its answer has no message.
+pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const PROXY_AUTHENTICATE: HeaderName = HeaderName::from_static("proxy-authenticate");
@@ -167,7 +171,7 @@ pub fn trace(headers: &mut HeaderMap) {
     let trace = match theirs {
         Some(trace) => trace.child(parent),
         None => {
-            headers.remove("tracestate");
+            headers.remove(&TRACESTATE);
             TraceParent::new(rand::random(), parent, false)
         }
     };
@@ -192,7 +196,7 @@ pub fn request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
 
 /// How long a gRPC caller waits: digits and a unit (gRPC over HTTP/2, "Timeout").
 pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let text = headers.get(&GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;

@@ -26,7 +26,7 @@ pub async fn serve(
     open: &Open,
     stream: impl Socketed + 'static,
     version: Version,
-    caller: Caller,
+    caller: Box<Caller>,
     app: &App,
     record: &mut Record,
 ) -> Outcome {
@@ -46,7 +46,7 @@ pub async fn serve(
 struct Inbound {
     worker: Rc<Worker>,
     app: App,
-    caller: Caller,
+    caller: Box<Caller>,
     tunnel: RefCell<Option<Begun>>,
 }
 
@@ -57,13 +57,13 @@ struct Begun {
 }
 
 impl Handler for Inbound {
-    async fn handle(self: Rc<Self>, request: Request) -> Response {
+    async fn handle(self: Rc<Self>, request: Box<Request>) -> Response {
         let mut note = Note::new(Direction::Inbound, request.method(), request.headers());
         let mut answered = self.answer(request, &mut note).await;
         if let Ok(answer) = &mut answered {
             headers::remove_denial(answer.response.headers_mut());
         }
-        let Caller { source, subject, .. } = &self.caller;
+        let Caller { source, subject, .. } = &*self.caller;
         note.finish(&self.worker, *source, subject.id(), &self.app.address, answered)
     }
 
@@ -73,8 +73,8 @@ impl Handler for Inbound {
 }
 
 impl Inbound {
-    async fn answer(&self, request: Request, note: &mut Note) -> Result<Answer, Refusal> {
-        let (mut parts, body) = request.into_parts();
+    async fn answer(&self, mut request: Box<Request>, note: &mut Note) -> Result<Answer, Refusal> {
+        let (mut parts, body) = (*request).into_parts();
         let policy = self.worker.shared.snapshots.policy.load_full();
         let policy = policy.ok_or_else(|| Refusal::new(Fault::NotReady, "no policy is held yet"))?;
         within_rate(&self.worker, self.app.rate.as_deref())?;
@@ -92,10 +92,12 @@ impl Inbound {
         let asked = switch.is_some().then(|| self.asked(&parts, target));
         let to = To::App(&self.app, self.speaks(&parts));
         let (Some(switch), Some(asked)) = (switch, asked) else {
-            return forward::send(&self.worker, &to, Request::from_parts(parts, body)).await;
+            *request = Request::from_parts(parts, body);
+            return forward::send(&self.worker, &to, request).await;
         };
         forward::ask_to_switch(&mut parts, switch);
-        let (answer, switched) = forward::switch(&self.worker, &to, Request::from_parts(parts, body)).await?;
+        *request = Request::from_parts(parts, body);
+        let (answer, switched) = Box::pin(forward::switch(&self.worker, &to, request)).await?;
         *self.tunnel.borrow_mut() = switched.map(|switched| Begun { switched, asked: Box::new(asked) });
         Ok(answer)
     }

@@ -55,7 +55,7 @@ struct Outbound {
 }
 
 impl Handler for Outbound {
-    async fn handle(self: Rc<Self>, request: Request) -> Response {
+    async fn handle(self: Rc<Self>, request: Box<Request>) -> Response {
         let mut note = Note::new(Direction::Outbound, request.method(), request.headers());
         let upstream = self.to.upstream(&self.worker);
         let expected = upstream.as_ref().map(|u| u.expected.clone());
@@ -72,8 +72,13 @@ impl Handler for Outbound {
 }
 
 impl Outbound {
-    async fn answer(&self, to: &To<'_>, request: Request, note: &mut Note) -> Result<Answer, Refusal> {
-        let (mut parts, body) = request.into_parts();
+    async fn answer(
+        &self,
+        to: &To<'_>,
+        mut request: Box<Request>,
+        note: &mut Note,
+    ) -> Result<Answer, Refusal> {
+        let (mut parts, body) = (*request).into_parts();
         within_rate(&self.worker, self.rate.as_deref())?;
         // The path is the receiver's to spell: it judges by it.
         let target = request::check(&mut parts, None)?;
@@ -83,10 +88,12 @@ impl Outbound {
         headers::trace(&mut parts.headers);
         note.sees(&parts.uri, &parts.headers);
         let Some(switch) = switch else {
-            return forward::send(&self.worker, to, Request::from_parts(parts, body)).await;
+            *request = Request::from_parts(parts, body);
+            return forward::send(&self.worker, to, request).await;
         };
         forward::ask_to_switch(&mut parts, switch);
-        let (answer, begun) = forward::switch(&self.worker, to, Request::from_parts(parts, body)).await?;
+        *request = Request::from_parts(parts, body);
+        let (answer, begun) = Box::pin(forward::switch(&self.worker, to, request)).await?;
         *self.tunnel.borrow_mut() = begun;
         Ok(answer)
     }

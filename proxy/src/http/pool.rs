@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -321,14 +322,14 @@ impl Lease {
     }
 
     /// Sends a request: its answer, or why there is none.
-    pub async fn send(&mut self, mut request: Request) -> Result<::http::Response<Incoming>, Lost> {
+    pub async fn send(&mut self, mut request: Box<Request>) -> Result<::http::Response<Incoming>, Lost> {
         let again = |mut lost: TrySendError<Request>| match lost.take_message() {
             Some(request) => Lost::Unsent(Box::new(request)),
             None => Lost::Sent(lost.into_error()),
         };
         if let Some(sender) = &mut self.http1 {
             shape(&mut request, Version::Http1, self.host.key.speaks);
-            return sender.try_send_request(request).await.map_err(again);
+            return sender.try_send_request(*request).await.map_err(again);
         }
         shape(&mut request, Version::Http2, self.host.key.speaks);
         let sender = match &*self.line.sender.borrow() {
@@ -336,8 +337,8 @@ impl Lease {
             Sender::Http1(_) => None,
         };
         match sender {
-            Some(mut sender) => sender.try_send_request(request).await.map_err(again),
-            None => Err(Lost::Unsent(Box::new(request))),
+            Some(mut sender) => sender.try_send_request(*request).await.map_err(again),
+            None => Err(Lost::Unsent(request)),
         }
     }
 
@@ -459,7 +460,7 @@ where
 async fn drive(worker: Rc<Worker>, open: Open, connection: impl Future<Output = hyper::Result<()>>) {
     // How it ended, the requests that it carried have been told; that the peer refused our certificate, which in TLS 1.3 comes
     // after the handshake, nobody has counted yet.
-    let Ok(Err(error)) = open.unless_closed(connection).await else { return };
+    let Ok(Err(error)) = open.unless_closed(pin!(connection)).await else { return };
     let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
     if let Some(failure) = cause.and_then(tls::received_alert) {
         worker.shared.telemetry.metrics.handshake_failed(Direction::Outbound, failure.reason);

@@ -3,6 +3,7 @@
 use ::http::header::{CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, WWW_AUTHENTICATE};
 use ::http::{HeaderMap, StatusCode};
 
+use super::headers::GRPC_STATUS;
 use super::{Body, Response};
 
 /// The denial's id, by which both sides can ask about it.
@@ -125,7 +126,7 @@ impl Refusal {
         }
         if grpc {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-            headers.insert("grpc-status", HeaderValue::from_static(grpc_status(self.fault)));
+            headers.insert(GRPC_STATUS, HeaderValue::from_static(grpc_status(self.fault)));
             headers.insert("grpc-message", HeaderValue::from_static(self.fault.as_str()));
             return response;
         }

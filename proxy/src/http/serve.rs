@@ -1,7 +1,7 @@
 //! The requests of one connection, one handler for each; ends when either side is done, asked to, or told to.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::cork::{Cork, Corked, cork};
 use super::guard::{Guard, Said, h1};
-use super::{Answered, Body, Handler, Request, Version};
+use super::{Answered, Body, Handler, Version};
 use crate::finish::Socketed;
 use crate::prefixed::Prefixed;
 use crate::telemetry::Outcome;
@@ -80,7 +80,8 @@ where
         Version::Http2 => {
             let (corked, cork) = cork(stream);
             let guard = Guard::new(corked, version, open.pulse(), Rc::clone(&said), head_timeout);
-            http2(worker, open, guard, cork, handler).await
+            // Boxed: HTTP/1, which is small, needs no room for it.
+            Box::pin(http2(worker, open, guard, cork, handler)).await
         }
     };
     pulse.rests_for(None, false);
@@ -101,8 +102,9 @@ where
     let service = service_fn(|request: ::http::Request<Incoming>| {
         let (handler, said, progress) =
             (Rc::clone(handler), Rc::clone(said), InProgress::begin(open.pulse()));
+        let request = Box::new(request.map(Body::streaming));
         let answering = async move {
-            let mut response = handler.handle(request.map(Body::streaming)).await;
+            let mut response = handler.handle(request).await;
             said.answered(response.status() == ::http::StatusCode::SWITCHING_PROTOCOLS);
             response.body_mut().at_end(move |_| drop(progress));
             Answered::Ok(response)
@@ -170,18 +172,18 @@ where
         let (handler, pulse) = (Rc::clone(handler), open.pulse());
         service_fn(move |request: ::http::Request<Incoming>| {
             let (handler, progress) = (Rc::clone(&handler), InProgress::begin(pulse.clone()));
+            let mut request = Box::new(request.map(Body::streaming));
             let answering = async move {
                 let stream = STREAM.try_with(Pulse::clone).ok();
-                let beating = |mut body: Body| {
-                    if let Some(stream) = &stream {
-                        body.beat(stream.clone());
-                    }
-                    body
-                };
+                if let Some(stream) = &stream {
+                    request.body_mut().beat(stream.clone());
+                }
                 // The library leaves a body out of an answer to HEAD in HTTP/1 alone.
                 let wants_body = request.method() != ::http::Method::HEAD;
-                let request: Request = request.map(Body::streaming).map(beating);
-                let mut response = handler.handle(request).await.map(beating);
+                let mut response = handler.handle(request).await;
+                if let Some(stream) = stream {
+                    response.body_mut().beat(stream);
+                }
                 if !wants_body {
                     response.body_mut().leave_out();
                 }
@@ -266,7 +268,7 @@ where
         open.settle();
         tokio::task::spawn_local(async move {
             let pulse = open.pulse();
-            let _ = open.unless_closed(STREAM.scope(pulse, stream)).await;
+            let _ = open.unless_closed(pin!(STREAM.scope(pulse, stream))).await;
         });
     }
 }

@@ -328,8 +328,9 @@ impl Open {
         Poll::Pending
     }
 
-    /// Does `work`, unless somebody wants this connection closed before it is done; that wish goes first.
-    pub async fn unless_closed<F: Future>(&self, work: F) -> Result<F::Output, Cause> {
+    /// Does `work`, unless somebody wants this connection closed before it is done; that wish goes first. `work` is pinned
+    /// where it is made: taken by value, it would stand in this future twice.
+    pub async fn unless_closed<F: Future + Unpin>(&self, work: F) -> Result<F::Output, Cause> {
         tokio::select! {
             biased;
             cause = self.closed() => Err(cause),

@@ -129,21 +129,8 @@ fn the_future_of_a_connection_is_small() {
     let open = worker.open.enter(None);
     let app = TcpListener::bind("127.0.0.1:0").unwrap();
     let (job, _client) = Rig::job(inbound(&app));
-    let route = Arc::clone(&job.route);
-    let Route::Inbound(app) = &*route else { unreachable!() };
-    let size = size_of_val(&crate::inbound::serve(&worker, &open, job, app));
-    assert!(size <= 3584, "an inbound connection takes {size} bytes");
-    let exit = Exit {
-        to: Destination::Service("nobody".into()),
-        protocol: postern_config::file::proxy::Protocol::Tcp,
-        rate: None,
-    };
-    let (job, _client) = Rig::job(Route::Outbound(exit));
-    let route = Arc::clone(&job.route);
-    let Route::Outbound(exit) = &*route else { unreachable!() };
-    let size = size_of_val(&crate::outbound::serve(&worker, &open, job, exit));
-    assert!(size <= 2560, "an outbound connection takes {size} bytes");
-    drop(open);
+    let size = size_of_val(&along(worker, open, job, Carried(Arc::default())));
+    assert!(size <= 1664, "a connection takes {size} bytes");
     rig.end();
 }
 

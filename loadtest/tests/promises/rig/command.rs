@@ -52,6 +52,29 @@ fn a_mesh_of_its_own_answers_and_the_page_shows_it() {
     );
 }
 
+/// What stands idle has carried something before: a request, which takes the sidecar a connection to its app, or bytes.
+#[test]
+fn connections_carry_something_and_come_in_waves() {
+    let idle = [&["run", "idle", "--json", "--carry"], &SHORT[..6], &["--clients", "20"]].concat();
+    let output = rig(&idle);
+    let after_a_request = &results(&output).runs[0].outcome;
+    assert_eq!((after_a_request.succeeded, after_a_request.failed()), (20, 0), "{output:?}");
+    let bytes = ["--carry", "--protocol", "raw", "--size", "65536", "--clients", "20", "--waves", "2"];
+    let output = rig(&[&["run", "waves", "--json"], &SHORT[..6], &bytes].concat());
+    let results = results(&output);
+    let names: Vec<&str> = results.runs.iter().map(|run| &*run.name).collect();
+    assert_eq!(names, ["wave 1", "wave 2", "after"], "{output:?}");
+    let cost = |at: usize| results.runs[at].outcome.cost.clone().unwrap();
+    for wave in 0..2 {
+        assert_eq!((results.runs[wave].outcome.succeeded, results.runs[wave].outcome.failed()), (20, 0));
+        let (before, standing, next) =
+            (cost(wave).fds_before, cost(wave).fds_after, cost(wave + 1).fds_before);
+        assert!(standing >= before + 40, "a socket to each side: {before} {standing}");
+        assert!(next < before + 20, "closed before the next one begins: {before} {standing} {next}");
+    }
+    assert!(results.runs[2].outcome.notes.iter().any(|note| note.starts_with("resident before each wave")));
+}
+
 #[test]
 fn changes_beneath_the_load_are_made_and_fail_nothing() {
     for (question, word) in [("rotation", "certificates replaced"), ("churn", "policies of 10000 rules")] {
@@ -109,6 +132,9 @@ fn mistakes_are_told_and_nothing_hostile_reaches_the_page() {
         (&["run", "handshake", "--target", "127.0.0.1:1"], 2, "--ca"),
         (&["run", "requests", "--target", "127.0.0.1:1", "--plain", "--rate", "0"], 2, "--rate"),
         (&["run", "requests", "--target", "127.0.0.1:1", "--plain", "--path", "x"], 2, "--path"),
+        (&["run", "requests", "--target", "127.0.0.1:1", "--plain", "--carry"], 2, "--carry"),
+        (&["run", "idle", "--carry", "--protocol", "raw"], 2, "--size"),
+        (&["run", "idle", "--target", "127.0.0.1:1", "--plain", "--server-cpus", "0"], 2, "--server-cpus"),
         (&["run", "handshake", "--target", "127.0.0.1:1", "--ca", "/missing.pem"], 1, "/missing.pem"),
         (&["run", "requests", "--target", "nowhere", "--plain"], 1, "nowhere"),
         (&["report", "/missing.json", "--html", "/dev/null"], 1, "/missing.json"),

@@ -1,5 +1,6 @@
 //! Requests to switch protocols (RFC 9110 §7.8): each on an HTTP/1.1 connection of its own, which becomes the tunnel.
 
+use std::pin::pin;
 use std::rc::Rc;
 
 use ::http::StatusCode;
@@ -45,7 +46,7 @@ pub struct Switched {
 pub async fn switch(
     worker: &Rc<Worker>,
     to: &To<'_>,
-    request: Request,
+    request: Box<Request>,
 ) -> Result<(Answer, Option<Switched>), Refusal> {
     let permits = [
         to.circuit().take(Resource::Request).map_err(full)?,
@@ -94,7 +95,7 @@ async fn switch_on<S>(
     far: impl FnOnce(Prefixed<S>) -> Far + 'static,
     open: Open,
     key: Key,
-    mut request: Request,
+    mut request: Box<Request>,
 ) -> Result<(Answer, Option<JoinHandle<Option<Far>>>), Refusal>
 where
     S: Socketed + 'static,
@@ -103,12 +104,12 @@ where
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(io)).await.map_err(failed)?;
     let driving = tokio::task::spawn_local(async move {
-        let parts = open.unless_closed(connection.without_shutdown()).await.ok()?.ok()?;
+        let parts = open.unless_closed(pin!(connection.without_shutdown())).await.ok()?.ok()?;
         Some(far(Prefixed::new(parts.read_buf, parts.io.into_inner())))
     });
     pool::shape(&mut request, Version::Http1, key.speaks);
     let offered = request.headers().get(UPGRADE).cloned();
-    let response = sender.send_request(request).await.map_err(failed)?;
+    let response = sender.send_request(*request).await.map_err(failed)?;
     if let Some(flaw) = headers::flaw_of_answer(&response, offered.as_ref()) {
         return Err(Refusal::new(Fault::BadAnswer, format!("{}: {flaw}", key.address)));
     }
