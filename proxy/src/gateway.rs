@@ -211,7 +211,7 @@ struct Secured {
 }
 
 /// Carries one accepted connection to its end.
-pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Job, front: &Arc<Front>) {
+pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Box<Job>, front: &Arc<Front>) {
     let mut record = Record::new(Direction::Inbound, job.source, Arc::clone(&front.label));
     let metrics = Arc::clone(&worker.shared.telemetry.metrics);
     metrics.open(Direction::Inbound).inc();

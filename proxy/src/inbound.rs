@@ -80,7 +80,7 @@ pub struct Caller {
 }
 
 /// Carries one accepted connection to its end.
-pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Job, app: &App) {
+pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Box<Job>, app: &App) {
     let mut record = Record::new(Direction::Inbound, job.source, Arc::clone(&app.address));
     let metrics = Arc::clone(&worker.shared.telemetry.metrics);
     let gauge = metrics.open(Direction::Inbound);

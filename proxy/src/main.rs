@@ -66,6 +66,8 @@ fn run(args: RunArgs, passed: Vec<Passed>) -> anyhow::Result<()> {
     let (config, join) = args.resolve()?;
     let (log, _flush) = telemetry::logs(&config.log).map_err(anyhow::Error::msg)?;
     raise_descriptor_limit(config.limits.connections);
+    #[cfg(feature = "jemalloc")]
+    allocator::give_back_when_idle();
     let shutdown = CancellationToken::new();
     stop_on_signal(shutdown.clone()).context("signals cannot be watched")?;
     let start = Start { config, join, log, inherited: inherit(passed)? };

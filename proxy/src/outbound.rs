@@ -61,7 +61,7 @@ impl Destination {
 }
 
 /// Carries one connection of the app to its end.
-pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Job, exit: &Exit) {
+pub async fn serve(worker: &Rc<Worker>, open: &Open, job: Box<Job>, exit: &Exit) {
     let mut record = Record::new(Direction::Outbound, job.source, Arc::clone(exit.to.name()));
     let metrics = Arc::clone(&worker.shared.telemetry.metrics);
     metrics.open(Direction::Outbound).inc();

@@ -32,7 +32,7 @@ pub use record::{Outcome, Record};
 /// Records that may wait for the telemetry thread.
 const QUEUE: usize = 16_384;
 /// Log lines that may wait for standard error.
-const LOG_LINES: usize = 16_384;
+const LOG_LINES: usize = 8192;
 
 /// The data path's end of telemetry.
 #[derive(Debug, Clone)]

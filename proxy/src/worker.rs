@@ -347,11 +347,11 @@ fn carry(worker: &Rc<Worker>, job: Job, load: &Arc<AtomicUsize>) {
         since: job.accepted,
     });
     // Tracked by `open`, which the task holds to its end.
-    tokio::task::spawn_local(along(Rc::clone(worker), open, job, Carried(Arc::clone(load))));
+    tokio::task::spawn_local(along(Rc::clone(worker), open, Box::new(job), Carried(Arc::clone(load))));
 }
 
-/// The whole way of a connection.
-async fn along(worker: Rc<Worker>, open: Open, job: Job, _carried: Carried) {
+/// The whole way of a connection. The job is boxed, as it goes through futures that would each hold it twice.
+async fn along(worker: Rc<Worker>, open: Open, job: Box<Job>, _carried: Carried) {
     match &*Arc::clone(&job.route) {
         Route::Inbound(app) => crate::inbound::serve(&worker, &open, job, app).await,
         Route::Outbound(exit) => crate::outbound::serve(&worker, &open, job, exit).await,

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
 
@@ -121,9 +121,11 @@ impl Process {
         }
     }
 
-    /// SIGKILL, and waits for the end.
+    /// SIGKILL, to the processes that it started as well, and waits for its end.
     pub fn kill9(&mut self) {
-        self.signal(Signal::SIGKILL);
+        if self.exit_status().is_none() {
+            let _ = killpg(Pid::from_raw(self.pid().cast_signed()), Signal::SIGKILL);
+        }
         if self.ended.is_none() {
             self.ended = self.child.wait().ok();
         }
