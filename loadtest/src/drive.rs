@@ -32,7 +32,7 @@ mod reason;
 mod tls;
 mod worker;
 
-pub use cpus::{Cpus, give_way, pin};
+pub use cpus::{Cpus, give_way, let_give_way, pin};
 pub use outcome::{Bucket, Negotiated, Outcome, Rig};
 pub use plan::{Kx, Load, Plan, Suite, Tls};
 pub use reason::{Failure, Reason};

@@ -5,7 +5,11 @@ use std::str::FromStr;
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
+use rustix::process::setpriority_process;
 use serde::{Deserialize, Serialize};
+
+/// The lowest priority that Linux knows.
+const POLITEST: i32 = 19;
 
 /// A list of CPUs as `taskset -c` takes it: `0`, `2-3`, `0,2-3`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,10 +73,19 @@ pub fn pin(cpus: &Cpus) -> Result<()> {
 /// Lets the calling thread run only where nobody else wants to: load that may be slower than it could be must not make late
 /// what is measured beside it.
 pub fn give_way() -> Result<()> {
-    /// The politest that Linux knows.
-    const NICE: i32 = 19;
     // Of a process by its number; without one, Linux takes the thread.
-    rustix::process::setpriority_process(None, NICE).context("this thread cannot give way to others")
+    setpriority_process(None, POLITEST).context("this thread cannot give way to others")
+}
+
+/// The same for all threads of a process, and those that they start.
+pub fn let_give_way(pid: u32) -> Result<()> {
+    let gone = || format!("no process {pid}");
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).with_context(gone)? {
+        let number = task?.file_name().to_str().and_then(|n| n.parse().ok()).with_context(gone)?;
+        let thread = rustix::process::Pid::from_raw(number).with_context(gone)?;
+        setpriority_process(Some(thread), POLITEST).with_context(|| format!("process {pid}"))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

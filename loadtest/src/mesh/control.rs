@@ -148,7 +148,12 @@ impl ControlPlane {
         self.dir.join("pki")
     }
 
-    /// The process: pid, log, signals.
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The process: log, signals.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
     }

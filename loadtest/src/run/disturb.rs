@@ -109,7 +109,8 @@ pub(super) fn rotation(
     Ok(compared(quiet, "swaps", swaps, "p99 in swaps"))
 }
 
-/// Requests while policy stays (`quiet`), and while one of ten thousand rules follows the other (`churn`).
+/// Requests while policy stays (`quiet`), and while one of ten thousand rules follows the other (`churn`). The control plane, and
+/// whoever writes so many rules, make way for the requests: what is asked about is the data path.
 pub(super) fn churn(
     plan: &Plan,
     own: &Own,
@@ -120,6 +121,8 @@ pub(super) fn churn(
     let (mut churn, published) = std::thread::scope(|scope| {
         let (began, plan) = (Instant::now(), &plan);
         let asking = scope.spawn(|| drive::run(plan, |_| {}));
+        drive::let_give_way(own.control_pid())?;
+        drive::give_way()?;
         let mut published = 0;
         while !asking.is_finished() {
             own.publish(RULES, published, TAKEN)?;

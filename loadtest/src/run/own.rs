@@ -116,6 +116,11 @@ impl Own {
         Ok(Self { server, mesh, protocol, setting, app })
     }
 
+    /// The process of the control plane.
+    pub(super) fn control_pid(&self) -> u32 {
+        self.mesh.control.pid()
+    }
+
     /// The sidecar.
     pub(super) fn server(&self) -> &Server {
         &self.server

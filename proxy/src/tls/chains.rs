@@ -11,7 +11,7 @@
 //! - An entry is made only after the peer's Finished: chains are public, and whoever replays them must not fill the cache.
 //! - No identity takes more than its share, and what was used longest ago goes first.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use postern_config::id::SpiffeId;
@@ -66,10 +66,14 @@ pub struct ChainCounters {
 #[derive(Debug, Default)]
 pub(super) struct Chains {
     entries: HashMap<Key, Entry>,
-    by_identity: HashMap<SpiffeId, usize>,
+    by_age: Ages,
+    by_identity: HashMap<SpiffeId, Ages>,
     /// Counts uses; an entry's last one tells its age.
     clock: u64,
 }
+
+/// Chains by their last use; the first one was used longest ago.
+type Ages = BTreeMap<u64, Key>;
 
 #[derive(Debug)]
 struct Entry {
@@ -87,7 +91,12 @@ impl Chains {
             return None;
         }
         self.clock += 1;
-        entry.used = self.clock;
+        let before = std::mem::replace(&mut entry.used, self.clock);
+        let of_identity = self.by_identity.get_mut(&entry.peer.id);
+        for ages in [Some(&mut self.by_age), of_identity].into_iter().flatten() {
+            ages.remove(&before);
+            ages.insert(self.clock, *key);
+        }
         Some(Arc::clone(&entry.peer))
     }
 
@@ -97,30 +106,23 @@ impl Chains {
             return;
         }
         self.remove(&key);
-        if self.by_identity.get(&peer.id).is_some_and(|held| *held >= most.div_ceil(SHARES)) {
-            self.evict(|entry| entry.peer.id == peer.id);
-        } else if self.entries.len() >= most {
-            self.evict(|_| true);
+        let share = self.by_identity.get(&peer.id).filter(|ages| ages.len() >= most.div_ceil(SHARES));
+        let full = share.or(Some(&self.by_age).filter(|ages| ages.len() >= most));
+        if let Some(oldest) = full.and_then(|ages| ages.values().next().copied()) {
+            self.remove(&oldest);
         }
         self.clock += 1;
-        *self.by_identity.entry(peer.id.clone()).or_default() += 1;
+        self.by_age.insert(self.clock, key);
+        self.by_identity.entry(peer.id.clone()).or_default().insert(self.clock, key);
         self.entries.insert(key, Entry { peer, used: self.clock });
-    }
-
-    /// Drops the one among these that was used longest ago. Looks at each: that is a fraction of the signature checks which
-    /// an insertion has just paid for.
-    fn evict(&mut self, among: impl Fn(&Entry) -> bool) {
-        let oldest = self.entries.iter().filter(|(_, e)| among(e)).min_by_key(|(_, e)| e.used);
-        if let Some(key) = oldest.map(|(key, _)| *key) {
-            self.remove(&key);
-        }
     }
 
     fn remove(&mut self, key: &Key) {
         let Some(entry) = self.entries.remove(key) else { return };
-        if let Some(held) = self.by_identity.get_mut(&entry.peer.id) {
-            *held -= 1;
-            if *held == 0 {
+        self.by_age.remove(&entry.used);
+        if let Some(ages) = self.by_identity.get_mut(&entry.peer.id) {
+            ages.remove(&entry.used);
+            if ages.is_empty() {
                 self.by_identity.remove(&entry.peer.id);
             }
         }
