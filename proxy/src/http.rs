@@ -28,6 +28,7 @@ pub mod pool;
 pub mod refuse;
 pub mod request;
 pub mod serve;
+mod shape;
 pub mod sniff;
 pub mod tunnel;
 

@@ -6,31 +6,28 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ::http::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
-use ::http::uri::{Authority, Parts as UriParts, PathAndQuery, Scheme};
-use ::http::{HeaderValue, Uri};
 use arc_swap::Guard;
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use postern_config::id::SpiffeId;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 
-use super::{Body, Flow, OnThisThread, Request, Version};
-use crate::dial::{self, Miss};
+use super::shape::shape;
+use super::{Body, Request, Version};
+use crate::dial::Miss;
 use crate::discover::Upstream;
 use crate::snapshot::Trust;
-use crate::telemetry::Direction;
-use crate::tls::{self, Alpn, Credentials};
+use crate::tls::Credentials;
 use crate::upstream::circuit::{Circuit, Permit, Resource};
 use crate::worker::Worker;
-use crate::worker::open::Open;
+
+mod connect;
+
+use connect::connect;
 
 /// HTTP/2 connections of one worker to one address: one would share its congestion window and its lost packets among all.
 const LINES: usize = 4;
@@ -42,16 +39,8 @@ const STREAMS: usize = 100;
 /// rarely meets its end; to a peer as long as a handshake is worth.
 const IDLE_APP: Duration = Duration::from_secs(4);
 const IDLE_PEER: Duration = Duration::from_secs(90);
-/// How long any connection is taken up again: load finds new endpoints within this time. A random fifth is added, so that
-/// those opened together do not go together.
-const MAX_AGE: Duration = Duration::from_secs(600);
 /// Unused HTTP/1 connections to one address.
 const IDLE_LINES: usize = 64;
-/// Decoded size of an answer's head.
-const HEAD_LIMIT: u32 = 64 * 1024;
-/// A dead peer under requests is noticed within the two together.
-const PING_INTERVAL: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What is spoken to an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -357,112 +346,5 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.line.active.set(self.line.active.get() - 1);
         self.line.used.set(Instant::now());
-    }
-}
-
-/// Gives a request the form of the version that it is sent in. The authority stands in `Host` or in the URI, never in both.
-pub(super) fn shape(request: &mut Request, version: Version, speaks: Speaks) {
-    match version {
-        Version::Http1 => {
-            *request.version_mut() = ::http::Version::HTTP_11;
-            if let Some(authority) = request.uri().authority() {
-                let host = HeaderValue::from_str(authority.as_str());
-                let path = request.uri().path_and_query().cloned();
-                if let Ok(host) = host {
-                    request.headers_mut().insert(HOST, host);
-                }
-                *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
-            }
-            super::headers::join_cookies(request.headers_mut());
-            // Left to itself, the library drops a body of unknown length where the method is GET or HEAD.
-            let unknown = !request.body().is_empty() && request.body().size_hint().exact().is_none();
-            if unknown && !request.headers().contains_key(CONTENT_LENGTH) {
-                request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-            }
-        }
-        Version::Http2 => {
-            *request.version_mut() = ::http::Version::HTTP_2;
-            let Some(host) = request.headers_mut().remove(HOST) else { return };
-            let mut parts = UriParts::default();
-            parts.scheme = Some(if speaks == Speaks::Mesh { Scheme::HTTPS } else { Scheme::HTTP });
-            parts.authority = Authority::try_from(host.as_bytes()).ok();
-            parts.path_and_query =
-                Some(request.uri().path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")));
-            if let Ok(uri) = Uri::from_parts(parts) {
-                *request.uri_mut() = uri;
-            }
-        }
-    }
-}
-
-async fn connect(
-    worker: &Rc<Worker>,
-    key: &Key,
-    upstream: Option<&Arc<Upstream>>,
-    permit: Permit,
-) -> Result<Line, Miss> {
-    let open = worker.upstreams.enter(None);
-    let (sender, made_with) = match upstream {
-        None => {
-            let tcp = dial::plain(worker, &key.address).await?;
-            let version = if key.speaks == Speaks::Http2 { Version::Http2 } else { Version::Http1 };
-            (handshake(worker, tcp, version, open).await?, None)
-        }
-        Some(upstream) => {
-            let snapshots = &worker.shared.snapshots;
-            // Taken before the handshake: what is swapped during it makes the connection an old one.
-            let made_with = snapshots.credentials.load_full().map(|c| (c, snapshots.trust.load_full()));
-            let secured = dial::peer(worker, &open, upstream, &key.address, Alpn::Http).await?;
-            worker.balance.borrow_mut().reached(&key.address);
-            let version = match tls::agreed(&secured.tls) {
-                Some(tls::ALPN_H2) => Version::Http2,
-                _ => Version::Http1,
-            };
-            (handshake(worker, secured.tls, version, open).await?, made_with)
-        }
-    };
-    let now = Instant::now();
-    let max_age = MAX_AGE + MAX_AGE.mul_f64(rand::random::<f64>() / 5.0);
-    let (active, used) = (Cell::new(0), Cell::new(now));
-    Ok(Line { sender: RefCell::new(sender), active, born: now, used, max_age, made_with, _permit: permit })
-}
-
-/// Begins HTTP on a connection; its task ends with it, or when `open` is closed.
-async fn handshake<S>(worker: &Rc<Worker>, io: S, version: Version, open: Open) -> Result<Sender, Miss>
-where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    let failed = |e: hyper::Error| Miss::Unreachable(e.to_string());
-    let io = TokioIo::new(io);
-    match version {
-        Version::Http1 => {
-            let (sender, connection) = http1::handshake(io).await.map_err(failed)?;
-            tokio::task::spawn_local(drive(Rc::clone(worker), open, connection));
-            Ok(Sender::Http1(Some(sender)))
-        }
-        Version::Http2 => {
-            let (sender, connection) = http2::Builder::new(OnThisThread)
-                .timer(TokioTimer::new())
-                .initial_stream_window_size(Flow::MESH.stream_window)
-                .initial_connection_window_size(Flow::MESH.connection_window)
-                .max_header_list_size(HEAD_LIMIT)
-                .keep_alive_interval(PING_INTERVAL)
-                .keep_alive_timeout(PING_TIMEOUT)
-                .handshake(io)
-                .await
-                .map_err(failed)?;
-            tokio::task::spawn_local(drive(Rc::clone(worker), open, connection));
-            Ok(Sender::Http2(sender))
-        }
-    }
-}
-
-async fn drive(worker: Rc<Worker>, open: Open, connection: impl Future<Output = hyper::Result<()>>) {
-    // How it ended, the requests that it carried have been told; that the peer refused our certificate, which in TLS 1.3 comes
-    // after the handshake, nobody has counted yet.
-    let Ok(Err(error)) = open.unless_closed(pin!(connection)).await else { return };
-    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
-    if let Some(failure) = cause.and_then(tls::received_alert) {
-        worker.shared.telemetry.metrics.handshake_failed(Direction::Outbound, failure.reason);
     }
 }

@@ -9,8 +9,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-use super::super::pool::{self, Key};
+use super::super::pool::Key;
 use super::super::refuse::{Fault, Refusal};
+use super::super::shape::shape;
 use super::super::{Body, Request, Response, Version, headers};
 use super::{Answer, To, full, lost, next, refusal};
 use crate::dial::{self, Secured};
@@ -107,7 +108,7 @@ where
         let parts = open.unless_closed(pin!(connection.without_shutdown())).await.ok()?.ok()?;
         Some(far(Prefixed::new(parts.read_buf, parts.io.into_inner())))
     });
-    pool::shape(&mut request, Version::Http1, key.speaks);
+    shape(&mut request, Version::Http1, key.speaks);
     let offered = request.headers().get(UPGRADE).cloned();
     let response = sender.send_request(*request).await.map_err(failed)?;
     if let Some(flaw) = headers::flaw_of_answer(&response, offered.as_ref()) {
