@@ -39,8 +39,8 @@ const STREAMS: usize = 100;
 /// rarely meets its end; to a peer as long as a handshake is worth.
 const IDLE_APP: Duration = Duration::from_secs(4);
 const IDLE_PEER: Duration = Duration::from_secs(90);
-/// Unused HTTP/1 connections to one address.
-const IDLE_LINES: usize = 64;
+/// Unused HTTP/1 connections to one address: fewer than there are requests at once, and each of them opens and closes one.
+const IDLE_LINES: usize = 256;
 
 /// What is spoken to an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
