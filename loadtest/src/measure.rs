@@ -4,4 +4,5 @@ mod histogram;
 mod server;
 
 pub use histogram::{Histogram, Latency};
+pub(crate) use server::open_files;
 pub use server::{Cost, Meter, Usage};

@@ -17,7 +17,6 @@ use crate::dial::{self, Miss};
 use crate::finish::{self, Socketed};
 use crate::http::introduce::Introduction;
 use crate::http::{self, Version, sniff};
-use crate::policy::CurrentPolicy;
 use crate::relay::relay;
 use crate::telemetry::{Direction, Outcome, Record};
 use crate::tls::{self, Alpn, Failure, Stream, Tcp};
@@ -283,19 +282,6 @@ async fn untold(
     }
 }
 
-/// What policy says of a connection, noted in its record.
-fn allowed(policy: &CurrentPolicy, caller: &Caller, record: &mut Record) -> bool {
-    let verdict = policy.decide(&caller.facts.of(caller.subject.id(), policy));
-    record.policy = policy.decider(&verdict);
-    record.audit = policy.auditor(&verdict);
-    record.dry_run = policy.trial(&verdict);
-    if !verdict.allow {
-        record.denial = Some(ulid::Ulid::new().to_string());
-        record.detail = Some(policy.policy().explain(&verdict));
-    }
-    verdict.allow
-}
-
 /// Asks policy about a connection that is registered, and relays. Registered first: a push between the two would
 /// otherwise miss it.
 async fn admit(
@@ -306,19 +292,10 @@ async fn admit(
     app: &App,
     record: &mut Record,
 ) -> Outcome {
-    let policy = worker.shared.snapshots.policy.load_full();
-    let Some(policy) = policy else {
-        stream.reset();
-        record.denial = Some(ulid::Ulid::new().to_string());
-        record.detail = Some("no policy is held yet".to_owned());
-        return Outcome::Denied;
-    };
-    if !allowed(&policy, caller, record) {
+    if !worker.admits(&caller.facts, caller.subject.id(), record) {
         stream.reset();
         return Outcome::Denied;
     }
-    // Held on to, it would keep a replaced policy alive for as long as the connection lasts.
-    drop(policy);
     open.note(|about| about.policy.clone_from(&record.policy));
     let dialled = open.unless_closed(pin!(dial::plain(worker, &app.address))).await;
     let mut plain = match dialled {

@@ -25,7 +25,7 @@ use crate::inbound::App;
 use crate::listen::admission::{ConnectionSlot, HandshakeSlot};
 use crate::outbound::Exit;
 use crate::snapshot::Snapshots;
-use crate::telemetry::{Direction, Telemetry};
+use crate::telemetry::{Direction, Record, Telemetry};
 use crate::tls::{Failure, Tls};
 use crate::upstream::budget::Budget;
 
@@ -35,7 +35,7 @@ pub mod show;
 mod tests;
 pub mod turns;
 
-use open::{About, Ages, Cause, Open, Registry, Subject};
+use open::{About, Ages, Cause, Facts, Open, Registry, Subject};
 use show::{Inquiry, Question};
 use turns::Turns;
 
@@ -196,6 +196,26 @@ impl Worker {
             open.forget_peer();
             Failure::from(why)
         })
+    }
+
+    /// What policy says of a connection whose peer is `id`, noted in its record. None is let in before a policy is held.
+    pub fn admits(&self, facts: &Facts, id: Option<&SpiffeId>, record: &mut Record) -> bool {
+        let why = match &*self.shared.snapshots.policy.load() {
+            None => "no policy is held yet".to_owned(),
+            Some(policy) => {
+                let verdict = policy.decide(&facts.of(id, policy));
+                record.policy = policy.decider(&verdict);
+                record.audit = policy.auditor(&verdict);
+                record.dry_run = policy.trial(&verdict);
+                if verdict.allow {
+                    return true;
+                }
+                policy.policy().explain(&verdict)
+            }
+        };
+        record.denial = Some(ulid::Ulid::new().to_string());
+        record.detail = Some(why);
+        false
     }
 
     /// What the app is told of a caller: of the leaf that it has shown, in DER with its SHA-256.

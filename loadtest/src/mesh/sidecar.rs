@@ -111,6 +111,13 @@ impl SidecarOptions {
         self
     }
 
+    /// Keeps it to these processors, as `taskset -c` takes them.
+    pub fn cpus(mut self, cpus: Option<&str>) -> Self {
+        self.launcher =
+            cpus.map(|cpus| ["taskset", "-c", cpus].map(str::to_owned)).into_iter().flatten().collect();
+        self
+    }
+
     /// One variable of its environment.
     pub fn env(mut self, key: &str, value: &str) -> Self {
         self.env.push((key.to_owned(), value.to_owned()));

@@ -31,11 +31,7 @@ pub(super) fn start(setting: &Setting, pki: &Pki) -> Result<Server> {
         Mode::Tcp => "tcp",
     };
     let file = |options: SidecarOptions| {
-        let mut options = options.protocol(protocol).config(&config(setting));
-        if let Some(cpus) = &setting.cpus {
-            options.launcher = ["taskset", "-c", cpus].map(str::to_owned).to_vec();
-        }
-        options
+        options.protocol(protocol).config(&config(setting)).cpus(setting.cpus.as_deref())
     };
     let server = mesh.options("server")?.inbound(setting.app, Some("server"));
     let server = mesh.server_with(file(server))?;

@@ -62,15 +62,13 @@ pub(super) enum Program {
 impl Server {
     fn start(mesh: &Mesh, name: &str, app: SocketAddr, protocol: &str, setting: &Setting) -> Result<Self> {
         let limits = format!("limits: {{ connections: {} }}", setting.connections);
-        let mut options = mesh
+        let options = mesh
             .options(name)?
             .inbound(app, Some(name))
             .protocol(protocol)
             .ttl(&format!("{}s", setting.ttl.as_secs()))
-            .config(&limits);
-        if let Some(cpus) = &setting.cpus {
-            options.launcher = ["taskset", "-c", cpus].map(str::to_owned).to_vec();
-        }
+            .config(&limits)
+            .cpus(setting.cpus.as_deref());
         Ok(Self { sidecar: mesh.server_with(options)?, id: mesh.id(name) })
     }
 

@@ -30,7 +30,9 @@ pub(super) async fn serve(
         tcp.reset();
         outcome
     };
-    if !admit(worker, open, facts, record) {
+    // Registered first: a push between the two would otherwise miss it.
+    open.prove(Rc::new(Subject { peer: None, judged: Judged::Connection(facts.clone()) }));
+    if !worker.admits(&facts, None, record) {
         return refuse(Outcome::Denied);
     }
     match &host.way {
@@ -69,25 +71,6 @@ pub(super) async fn serve(
         // `Front::called` leads nobody else here.
         Way::Terminate(_) | Way::Plain => refuse(Outcome::Denied),
     }
-}
-
-/// Registers the client, then asks policy about it: a push between the two would otherwise miss it.
-fn admit(worker: &Worker, open: &Open, facts: Facts, record: &mut Record) -> bool {
-    let mut deny = |why: String| {
-        record.denial = Some(ulid::Ulid::new().to_string());
-        record.detail = Some(why);
-        false
-    };
-    open.prove(Rc::new(Subject { peer: None, judged: Judged::Connection(facts.clone()) }));
-    let Some(policy) = worker.shared.snapshots.policy.load_full() else {
-        return deny("no policy is held yet".to_owned());
-    };
-    let verdict = policy.decide(&facts.of(None, &policy));
-    let denied = (!verdict.allow).then(|| deny(policy.policy().explain(&verdict)));
-    record.policy = policy.decider(&verdict);
-    record.audit = policy.auditor(&verdict);
-    record.dry_run = policy.trial(&verdict);
-    denied.is_none()
 }
 
 /// Both sides of a connection that is passed through.

@@ -160,13 +160,11 @@ impl Edge {
         rewrite(route, &mut parts.uri)?;
         let upstream = self.upstream(route)?;
         let to = To::Service(&upstream);
+        *request = Request::from_parts(parts, body);
         let (Some(switch), Some(asked)) = (switch, asked) else {
-            *request = Request::from_parts(parts, body);
             return self.send(&to, request, route).await;
         };
-        forward::ask_to_switch(&mut parts, switch);
-        *request = Request::from_parts(parts, body);
-        let (answer, switched) = Box::pin(forward::switch(&self.worker, &to, request)).await?;
+        let (answer, switched) = forward::switch(&self.worker, &to, request, switch).await?;
         *self.tunnel.borrow_mut() = switched.map(|switched| Begun { switched, asked: Box::new(asked) });
         Ok(answer)
     }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ::http::{StatusCode, request};
+use ::http::StatusCode;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
@@ -338,9 +338,4 @@ fn copy(request: &Request) -> Box<Request> {
     *copy.version_mut() = request.version();
     *copy.headers_mut() = request.headers().clone();
     copy
-}
-
-/// Asks for the switch again, which ended at this hop like every hop-by-hop header.
-pub fn ask_to_switch(parts: &mut request::Parts, to: ::http::HeaderValue) {
-    headers::switch(&mut parts.headers, Some(to));
 }

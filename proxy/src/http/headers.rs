@@ -58,7 +58,7 @@ pub fn end_hop_of_request(
         .flatten()
         .filter(|to| !to.is_empty() && !offers_http(headers));
     remove_named(headers)?;
-    remove_any(headers, &HOP_BY_HOP);
+    remove_all(headers, |name| HOP_BY_HOP.contains(name));
     remove(headers, &TE);
     if wants_trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -109,7 +109,7 @@ pub fn end_hop_of_answer(parts: &mut response::Parts) {
     let headers = &mut parts.headers;
     // An answer that cannot be cleaned as it asks is still cleaned of what every answer is.
     let _ = remove_named(headers);
-    remove_any(headers, &HOP_BY_HOP);
+    remove_all(headers, |name| HOP_BY_HOP.contains(name));
 }
 
 /// Says that this hop switches protocols.
@@ -121,10 +121,7 @@ pub(super) fn switch(headers: &mut HeaderMap, to: Option<HeaderValue>) {
 
 /// Removes what only this proxy may tell the app: every spelling of it that a CGI-like app would take for the same.
 pub fn remove_spoofed(headers: &mut HeaderMap) {
-    let spoofed: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name.as_str())).cloned().collect();
-    for name in spoofed {
-        headers.remove(name);
-    }
+    remove_all(headers, |name| is_ours(name.as_str()));
 }
 
 /// Removes from an app's answer what only this proxy may say.
@@ -261,9 +258,9 @@ fn names(headers: &HeaderMap, name: &HeaderName, word: &str) -> bool {
     })
 }
 
-/// Most messages have none of them, and comparing names that are there costs less than looking up each that may be.
-fn remove_any(headers: &mut HeaderMap, names: &[HeaderName]) {
-    while let Some(name) = headers.keys().find(|name| names.contains(name)).cloned() {
+/// Most messages have none of these, and asking of the names that are there costs less than looking up each that may be.
+fn remove_all(headers: &mut HeaderMap, these: impl Fn(&HeaderName) -> bool) {
+    while let Some(name) = headers.keys().find(|name| these(name)).cloned() {
         remove(headers, &name);
     }
 }

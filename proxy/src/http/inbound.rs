@@ -91,13 +91,11 @@ impl Inbound {
         drop(policy);
         let asked = switch.is_some().then(|| self.asked(&parts, target));
         let to = To::App(&self.app, self.speaks(&parts));
+        *request = Request::from_parts(parts, body);
         let (Some(switch), Some(asked)) = (switch, asked) else {
-            *request = Request::from_parts(parts, body);
             return forward::send(&self.worker, &to, request).await;
         };
-        forward::ask_to_switch(&mut parts, switch);
-        *request = Request::from_parts(parts, body);
-        let (answer, switched) = Box::pin(forward::switch(&self.worker, &to, request)).await?;
+        let (answer, switched) = forward::switch(&self.worker, &to, request, switch).await?;
         *self.tunnel.borrow_mut() = switched.map(|switched| Begun { switched, asked: Box::new(asked) });
         Ok(answer)
     }

@@ -87,13 +87,11 @@ impl Outbound {
         headers::remove_spoofed(&mut parts.headers);
         headers::trace(&mut parts.headers);
         note.sees(&parts.uri, &parts.headers);
+        *request = Request::from_parts(parts, body);
         let Some(switch) = switch else {
-            *request = Request::from_parts(parts, body);
             return forward::send(&self.worker, to, request).await;
         };
-        forward::ask_to_switch(&mut parts, switch);
-        *request = Request::from_parts(parts, body);
-        let (answer, begun) = Box::pin(forward::switch(&self.worker, to, request)).await?;
+        let (answer, begun) = forward::switch(&self.worker, to, request, switch).await?;
         *self.tunnel.borrow_mut() = begun;
         Ok(answer)
     }

@@ -3,8 +3,8 @@
 use std::pin::pin;
 use std::rc::Rc;
 
-use ::http::StatusCode;
 use ::http::header::UPGRADE;
+use ::http::{HeaderValue, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -43,8 +43,20 @@ pub struct Switched {
     pub permits: [Permit; 2],
 }
 
-/// Sends a request to switch protocols: the answer and, where it agrees, the connection.
+/// Sends a request to switch to `protocol`, which ended at this hop like every hop-by-hop header: the answer and, where it
+/// agrees, the connection.
 pub async fn switch(
+    worker: &Rc<Worker>,
+    to: &To<'_>,
+    mut request: Box<Request>,
+    protocol: HeaderValue,
+) -> Result<(Answer, Option<Switched>), Refusal> {
+    headers::switch(request.headers_mut(), Some(protocol));
+    // Boxed: requests that ask for no switch, nearly all, need no room for it.
+    Box::pin(ask(worker, to, request)).await
+}
+
+async fn ask(
     worker: &Rc<Worker>,
     to: &To<'_>,
     request: Box<Request>,
