@@ -204,16 +204,15 @@ async fn attempt(
         None => Some(lease.send(request).await),
         Some(limit) => timeout(limit.as_duration(), lease.send(request)).await.ok(),
     };
-    let took = begun.elapsed();
     match sent {
         Some(Ok(response)) => {
             if let Some(flaw) = headers::flaw_of_answer(&response, None) {
-                learn(worker, to, &key.address, outlier::Answer::Bad, took);
+                learn(worker, to, &key.address, outlier::Answer::Bad, begun);
                 let refusal = Refusal::new(Fault::BadAnswer, format!("{}: {flaw}", key.address));
                 return Try::Failed(refusal, Failure::NoAnswer);
             }
             let response = pass_back(response, lease, carried);
-            learn(worker, to, &key.address, outlier_answer(&response), took);
+            learn(worker, to, &key.address, outlier_answer(&response), begun);
             Try::Answered(Answer { response, from: key.address })
         }
         Some(Err(Lost::Unsent(back))) => {
@@ -224,12 +223,12 @@ async fn attempt(
             Try::Final(Refusal::new(Fault::BadBody, "the request's body broke off or was framed wrongly"))
         }
         Some(Err(Lost::Sent(error))) => {
-            learn(worker, to, &key.address, outlier::Answer::Bad, took);
+            learn(worker, to, &key.address, outlier::Answer::Bad, begun);
             let failure = if was_refused(&error) { Failure::NotProcessed } else { Failure::NoAnswer };
             Try::Failed(lost(&key.address, &error), failure)
         }
         None => {
-            learn(worker, to, &key.address, outlier::Answer::Bad, took);
+            learn(worker, to, &key.address, outlier::Answer::Bad, begun);
             let why = format!("{}: no answer within the time for one try", key.address);
             Try::Failed(Refusal::new(Fault::Timeout, why), Failure::NoAnswer)
         }
@@ -268,10 +267,10 @@ pub fn within_rate(worker: &Worker, rate: Option<&RateLimit>) -> Result<(), Refu
     rate.take(worker.shared.uptime()).map_err(late)
 }
 
-/// Tells the balance how an endpoint did.
-fn learn(worker: &Worker, to: &To<'_>, address: &Arc<str>, answer: outlier::Answer, took: Duration) {
+/// Tells the balance how an endpoint did with a try begun at `begun`.
+fn learn(worker: &Worker, to: &To<'_>, address: &Arc<str>, answer: outlier::Answer, begun: Instant) {
     let Some(upstream) = to.upstream() else { return };
-    let now = worker.uptime();
+    let (now, took) = (worker.uptime(), begun.elapsed());
     if worker.balance.borrow_mut().answered(address, &upstream.endpoints, answer, took, now) {
         worker.shared.telemetry.metrics.requests.ejections.inc();
         tracing::warn!(endpoint = &**address, service = &*upstream.name, "ejected after errors in a row");

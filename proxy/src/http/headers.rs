@@ -163,27 +163,41 @@ fn is_ours(name: &str) -> bool {
 pub fn trace(headers: &mut HeaderMap) {
     // These two and who called: the map would grow step by step.
     headers.reserve(3);
-    let parent = rand::random();
+    let (trace_id, parent) = rand::random();
     let theirs = TraceParent::of(headers.get_all(TRACEPARENT).iter().map(HeaderValue::as_bytes));
     let trace = match theirs {
         Some(trace) => trace.child(parent),
         None => {
             headers.remove(&TRACESTATE);
-            TraceParent::new(rand::random(), parent, false)
+            TraceParent::new(trace_id, parent, false)
         }
     };
     if let Ok(value) = HeaderValue::from_bytes(&trace.to_bytes()) {
-        headers.insert(TRACEPARENT, value);
+        headers.insert(TRACEPARENT, of_one_request(value));
     }
     let known =
         |id: &HeaderValue| id.len() <= MAX_REQUEST_ID && id.as_bytes().iter().all(u8::is_ascii_graphic);
-    if headers.get_all(REQUEST_ID).iter().count() != 1 || !headers.get(REQUEST_ID).is_some_and(known) {
-        let mut text = [0; ulid::ULID_LEN];
-        let id = ulid::Ulid::new();
-        if let Ok(value) = HeaderValue::from_str(id.array_to_str(&mut text)) {
-            headers.insert(REQUEST_ID, value);
+    let mut ids = headers.get_all(REQUEST_ID).iter();
+    match (ids.next(), ids.next()) {
+        (Some(id), None) if known(id) => {
+            let id = of_one_request(id.clone());
+            headers.insert(REQUEST_ID, id);
+        }
+        _ => {
+            let mut text = [0; ulid::ULID_LEN];
+            let id = ulid::Ulid::new();
+            if let Ok(value) = HeaderValue::from_str(id.array_to_str(&mut text)) {
+                headers.insert(REQUEST_ID, of_one_request(value));
+            }
         }
     }
+}
+
+/// A value that no other request will have: HTTP/2 is told never to index it (RFC 7541 §6.2.3), or it would drive what comes
+/// again out of both sides' tables.
+fn of_one_request(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
 }
 
 /// The request's id, which [`trace`] has set.
