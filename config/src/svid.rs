@@ -22,12 +22,14 @@ mod describe;
 pub mod endorsement;
 mod error;
 pub mod foreign;
+mod names;
 #[cfg(test)]
 mod tests;
 
 pub use anchor::Anchor;
 pub use describe::Description;
 pub use error::{Flaw, VerifyError};
+pub use names::Names;
 
 /// The most certificates that a peer may present. A leaf, an issuing CA and a root are three.
 pub const MAX_CHAIN: usize = 4;
@@ -67,6 +69,8 @@ pub struct Peer {
     pub not_after: i64,
     /// The leaf's own notBefore, seconds since 1970.
     pub issued: i64,
+    /// What the leaf calls its holder, for those who are told of it.
+    pub names: Names,
     /// The leaf's serial number, big-endian, as it stands in the certificate.
     pub serial: Vec<u8>,
     /// The leaf's authority key identifier; empty where it has none.
@@ -146,8 +150,9 @@ pub fn verify(
     let members = chain.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
     members.iter().try_for_each(check_key_size)?;
     let leaf = &members[0];
-    let id = leaf_identity(leaf)?;
-    check_leaf_profile(leaf)?;
+    let names = subject_alternative_name(leaf)?;
+    let id = leaf_identity(&names)?;
+    check_leaf_profile(leaf, &names)?;
     check_leaf_key(leaf, algorithms)?;
     let bundle = bundle_of(bundles, &id)?;
 
@@ -201,8 +206,7 @@ fn bundle_of<'a>(bundles: &'a BundleSet, id: &SpiffeId) -> Result<&'a TrustBundl
 }
 
 /// The leaf's identity: its one URI SAN (X509-SVID §2). Other names may be there and never matter.
-fn leaf_identity(leaf: &X509Certificate<'_>) -> Result<SpiffeId, VerifyError> {
-    let names = subject_alternative_name(leaf)?;
+fn leaf_identity(names: &AlternativeNames<'_>) -> Result<SpiffeId, VerifyError> {
     let mut uris = names.iter().flat_map(|(_, names)| names.iter()).filter_map(|name| match name {
         GeneralName::URI(uri) => Some(*uri),
         _ => None,
@@ -214,10 +218,13 @@ fn leaf_identity(leaf: &X509Certificate<'_>) -> Result<SpiffeId, VerifyError> {
     }
 }
 
-type Names<'a> = Option<(bool, Vec<GeneralName<'a>>)>;
+/// The SAN extension, if there is one: whether it is critical, and its names.
+type AlternativeNames<'a> = Option<(bool, Vec<GeneralName<'a>>)>;
 
-/// The SAN extension as (critical, names); a damaged one is an error, a missing one is not.
-fn subject_alternative_name<'a>(certificate: &X509Certificate<'a>) -> Result<Names<'a>, VerifyError> {
+/// A damaged extension is an error, a missing one is not.
+fn subject_alternative_name<'a>(
+    certificate: &X509Certificate<'a>,
+) -> Result<AlternativeNames<'a>, VerifyError> {
     let mut found = None;
     for extension in certificate.extensions() {
         if extension.oid == x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME {
@@ -237,7 +244,7 @@ fn subject_alternative_name<'a>(certificate: &X509Certificate<'a>) -> Result<Nam
 }
 
 /// X509-SVID §4 and appendix A, for a leaf.
-fn check_leaf_profile(leaf: &X509Certificate<'_>) -> Result<(), VerifyError> {
+fn check_leaf_profile(leaf: &X509Certificate<'_>, names: &AlternativeNames<'_>) -> Result<(), VerifyError> {
     let constraints =
         leaf.basic_constraints().map_err(|_| Flaw::Unreadable)?.ok_or(Flaw::NoBasicConstraints)?;
     if constraints.value.ca {
@@ -255,7 +262,7 @@ fn check_leaf_profile(leaf: &X509Certificate<'_>) -> Result<(), VerifyError> {
     {
         return Err(Flaw::ExtendedKeyUsage.into());
     }
-    let san_is_critical = subject_alternative_name(leaf)?.is_some_and(|(critical, _)| critical);
+    let san_is_critical = names.as_ref().is_some_and(|(critical, _)| *critical);
     if leaf.subject().iter_attributes().next().is_none() && !san_is_critical {
         return Err(Flaw::SanNotCritical.into());
     }
@@ -338,6 +345,7 @@ fn judge_path(
         not_before,
         not_after,
         issued,
+        names: Names::within(leaf).ok_or(Flaw::Unreadable)?,
         serial: leaf.raw_serial().to_vec(),
         issuer_key_id: anchor::authority_key_id(leaf),
         issuers,

@@ -82,6 +82,8 @@ enum Contest {
     Cold,
     /// A full mutual handshake and the end
     Handshake,
+    /// The same by clients whose certificates were never seen
+    ColdHandshake,
     /// Small requests on kept connections of mutual TLS, through one server
     Hop,
     /// Small requests on kept plain connections, through two servers with mutual TLS between
@@ -111,9 +113,14 @@ impl Contest {
     fn scenario(self) -> Scenario {
         match self {
             Self::Full | Self::Cold => Scenario::ConnectRequest,
-            Self::Handshake => Scenario::Handshake,
+            Self::Handshake | Self::ColdHandshake => Scenario::Handshake,
             _ => Scenario::Requests,
         }
+    }
+
+    /// How many client certificates are shown in turn.
+    fn leaves(self) -> u64 {
+        if matches!(self, Self::Cold | Self::ColdHandshake) { UNKNOWN } else { 1 }
     }
 
     fn size(self) -> usize {
@@ -170,7 +177,7 @@ pub fn run(command: &Command) -> Result<bool> {
         drive::pin(cpus)?;
     }
     let (pki, app) = (Pki::new()?, Upstream::start()?);
-    let leaves = pki.clients(if command.contest == Contest::Cold { UNKNOWN } else { 1 })?;
+    let leaves = pki.clients(command.contest.leaves())?;
     let setting = Setting {
         mode: command.mode,
         place: command.contest.place(),

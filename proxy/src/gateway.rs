@@ -22,6 +22,7 @@ use postern_config::file::http::Http;
 use postern_config::file::jwt::JwtProvider;
 use postern_config::http::proxy_protocol::{self, Parsed};
 use postern_config::reason::Reason;
+use postern_config::svid::Names;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
@@ -354,13 +355,15 @@ async fn onward(
             };
             let chain = ClientChain::of(&stream);
             let own = worker.shared.snapshots.credentials.load();
-            let leaf = chain.as_ref().map(|chain| (chain.leaf(), tls::sha256(chain.leaf())));
+            let leaf = chain.as_ref().map_or(&[][..], ClientChain::leaf);
+            let names = || Names::of(leaf);
+            let shown = chain.as_ref().map(|_| (tls::sha256(leaf), &names as _));
             let visitor = Visitor {
                 front: Arc::clone(front),
                 called: Some((name, host)),
                 facts,
                 source: client,
-                introduction: worker.introduce(own.as_ref().map(|c| c.id()), leaf),
+                introduction: worker.introduce(own.as_ref().map(|c| c.id()), shown),
                 certificate: chain.map(|chain| Certificate::new(chain, server)),
             };
             Box::pin(requests::serve(worker, open, stream, version, visitor, record)).await

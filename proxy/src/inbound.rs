@@ -169,7 +169,7 @@ async fn enter(
     };
     let subject = Rc::new(Subject { peer: Some(peer), judged: judged(speech, &facts) });
     worker.prove(open, &subject).inspect_err(|_| tls.reset())?;
-    let introduction = introduce(worker, &tls, &subject, speech);
+    let introduction = introduce(worker, &subject, speech);
     Ok(Entered::Secured(tls, Box::new(Caller { subject, facts, source, introduction }), speech))
 }
 
@@ -229,13 +229,14 @@ async fn converse(
     }
 }
 
-fn introduce(worker: &Worker, tls: &Stream, subject: &Subject, speech: Speech) -> Introduction {
+fn introduce(worker: &Worker, subject: &Subject, speech: Speech) -> Introduction {
     if speech == Speech::Bytes {
         return Introduction::default();
     }
     let own = worker.shared.snapshots.credentials.load();
-    let leaf = tls::peer_leaf(tls).zip(subject.peer.as_ref().map(|p| p.fingerprint));
-    worker.introduce(own.as_ref().map(|c| c.id()), leaf)
+    let names = || subject.peer.as_ref().map(|peer| peer.names.clone());
+    let shown = subject.peer.as_ref().map(|peer| (peer.fingerprint, &names as _));
+    worker.introduce(own.as_ref().map(|c| c.id()), shown)
 }
 
 /// A peer that agreed on no protocol: on an `http` listener it speaks HTTP of some version, on an `auto` one perhaps.

@@ -212,11 +212,6 @@ pub fn agreed(stream: &Stream) -> Option<&[u8]> {
     stream.get_ref().1.alpn_protocol()
 }
 
-/// The peer's own certificate in DER.
-pub fn peer_leaf(stream: &Stream) -> Option<&[u8]> {
-    stream.get_ref().1.peer_certificates()?.first().map(|leaf| leaf.as_ref())
-}
-
 fn connector(snapshots: &Arc<Snapshots>, verifier: PeerVerifier) -> Result<Connector, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
         .with_protocol_versions(&[&rustls::version::TLS13])?

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::discover::balance::Balance;
 use crate::gateway::Front;
-use crate::http::introduce::{Elements, Introduction};
+use crate::http::introduce::{Elements, Introduction, Shown};
 use crate::http::pool::Pool;
 use crate::inbound::App;
 use crate::listen::admission::{ConnectionSlot, HandshakeSlot};
@@ -218,8 +218,8 @@ impl Worker {
         false
     }
 
-    /// What the app is told of a caller: of the leaf that it has shown, in DER with its SHA-256.
-    pub fn introduce(&self, own: Option<&SpiffeId>, leaf: Option<(&[u8], [u8; 32])>) -> Introduction {
+    /// What the app is told of a caller by the leaf that it has shown.
+    pub fn introduce(&self, own: Option<&SpiffeId>, leaf: Option<Shown<'_>>) -> Introduction {
         Introduction::new(&self.shared.http, &self.elements, own, leaf)
     }
 

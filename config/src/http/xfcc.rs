@@ -15,10 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::id::SpiffeId;
 use crate::policy::Principal;
 
-mod leaf;
 mod read;
 
-pub use leaf::Leaf;
 pub use read::{Key, Pair, XfccError, check, parse};
 
 /// What an app is told of callers, and what of a header that the caller itself sent.

@@ -7,15 +7,16 @@ use std::sync::Arc;
 
 use ::http::{HeaderMap, HeaderValue};
 use postern_config::file::http::Http;
-use postern_config::http::xfcc::{self, Caller, Leaf, Mode, outgoing};
+use postern_config::http::xfcc::{self, Caller, Mode, outgoing};
 use postern_config::id::SpiffeId;
+use postern_config::svid::Names;
 
 use super::headers::XFCC;
 
 /// Elements that a worker keeps; more callers than these at a time have theirs written anew.
 const KEPT: usize = 256;
 
-/// The elements of callers that came before, by the SHA-256 of their leaf: reading a certificate costs more than a request.
+/// The elements of callers that came before, by the SHA-256 of their leaf: to write one costs more than a request.
 #[derive(Debug, Default)]
 pub struct Elements(RefCell<HashMap<[u8; 32], Element>>);
 
@@ -46,6 +47,9 @@ impl Elements {
     }
 }
 
+/// A caller's leaf: its SHA-256, and what reads its names.
+pub type Shown<'a> = ([u8; 32], &'a dyn Fn() -> Option<Names>);
+
 /// What an app is told of one connection's caller.
 #[derive(Debug, Default)]
 pub struct Introduction {
@@ -57,17 +61,17 @@ pub struct Introduction {
 }
 
 impl Introduction {
-    /// An introduction by the configured mode. `own` is this proxy's identity, `leaf` the caller's certificate in DER with its SHA-256;
-    /// read where the mode needs it and `elements` has none of it.
+    /// An introduction by the configured mode. `own` is this proxy's identity; the leaf's names are asked for where the mode
+    /// needs them and `elements` has none of it.
     pub fn new(
         http: &Arc<Http>,
         elements: &Elements,
         own: Option<&SpiffeId>,
-        leaf: Option<(&[u8], [u8; 32])>,
+        leaf: Option<Shown<'_>>,
     ) -> Self {
         let mode = http.xfcc.mode;
-        let write = |der: &[u8], hash| {
-            let leaf = if needs_element(mode) { Leaf::of(der)? } else { Leaf::default() };
+        let write = |hash, names: &dyn Fn() -> Option<Names>| {
+            let leaf = if needs_element(mode) { names()? } else { Names::default() };
             let by: Vec<&str> = own.iter().map(|id| id.as_str()).collect();
             let uris: Vec<&str> = leaf.uris.iter().map(String::as_str).collect();
             let dns: Vec<&str> = leaf.dns.iter().map(String::as_str).collect();
@@ -81,7 +85,7 @@ impl Introduction {
             };
             Some(element.to_text())
         };
-        let element = leaf.and_then(|(der, hash)| elements.of(own, hash, || write(der, hash)));
+        let element = leaf.and_then(|(hash, names)| elements.of(own, hash, || write(hash, names)));
         Self { http: Some(Arc::clone(http)), element, usual: OnceCell::new() }
     }
 

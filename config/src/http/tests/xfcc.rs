@@ -1,8 +1,9 @@
 use proptest::prelude::*;
 
-use crate::http::xfcc::{Caller, Element, Key, Leaf, Mode, Pair, XfccError, outgoing, parse};
+use crate::http::xfcc::{Caller, Element, Key, Mode, Pair, XfccError, outgoing, parse};
 use crate::id::SpiffeId;
 use crate::policy::Principal;
+use crate::svid::Names;
 
 const BY: &[&str] = &["spiffe://td.local/ns/default/sa/server"];
 
@@ -247,7 +248,7 @@ fn a_leaf_is_told_as_openssl_tells_it() {
         (DnType::OrganizationName, utf8("Ac\"me, Inc; x=y")),
         (DnType::CommonName, utf8("Test Client")),
     ];
-    let leaf = Leaf::of(&certificate(&subject, &names)).unwrap();
+    let leaf = Names::of(&certificate(&subject, &names)).unwrap();
     assert_eq!(leaf.subject, r#"CN=Test Client,O=Ac\"me\, Inc\; x=y,C=US"#);
     assert_eq!(leaf.uris, ["spiffe://td.local/ns/default/sa/full"]);
     assert_eq!(leaf.dns, ["a.example.com", "b.example.com"]);
@@ -257,9 +258,9 @@ fn a_leaf_is_told_as_openssl_tells_it() {
         (DnType::OrganizationName, utf8(" <a>+b")),
         (DnType::CustomDnType(vec![1, 2, 3, 4]), utf8("x")),
     ];
-    let leaf = Leaf::of(&certificate(&odd, &[])).unwrap();
+    let leaf = Names::of(&certificate(&odd, &[])).unwrap();
     assert_eq!(leaf.subject, r"1.2.3.4=#0C0178,O=\ \<a\>\+b,CN=\#1\\ Zo\C3\AB\0A\ ");
 
-    assert_eq!(Leaf::of(&certificate(&[], &[])), Some(Leaf::default()));
-    assert_eq!(Leaf::of(b"no certificate"), None);
+    assert_eq!(Names::of(&certificate(&[], &[])), Some(Names::default()));
+    assert_eq!(Names::of(b"no certificate"), None);
 }

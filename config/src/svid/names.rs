@@ -1,4 +1,4 @@
-//! What an element tells of a certificate: its subject as RFC 2253 writes it, and its names.
+//! What a certificate calls its holder: its subject as RFC 2253 writes it, and its names. Apps are told, nothing is decided by it.
 
 use std::fmt::Write as _;
 
@@ -26,9 +26,9 @@ const TYPES: [(&str, &str); 16] = [
     ("1.2.840.113549.1.9.1", "emailAddress"),
 ];
 
-/// The parts of a leaf certificate that an [`Element`](super::Element) holds.
+/// What a leaf certificate calls its holder.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Leaf {
+pub struct Names {
     /// The subject as OpenSSL's `RFC2253` writes it: last attribute first, in ASCII.
     pub subject: String,
     /// The URI SANs, in order.
@@ -37,20 +37,25 @@ pub struct Leaf {
     pub dns: Vec<String>,
 }
 
-impl Leaf {
+impl Names {
     /// Reads a certificate in DER that was verified before; `None` if it is none.
     pub fn of(der: &[u8]) -> Option<Self> {
         let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        let mut leaf = Self { subject: rfc2253(&certificate), ..Self::default() };
-        let names = certificate.subject_alternative_name().ok()?;
-        for name in names.iter().flat_map(|extension| &extension.value.general_names) {
+        Self::within(&certificate)
+    }
+
+    /// Those of a certificate that has been parsed; `None` if its SANs cannot be read.
+    pub(super) fn within(certificate: &X509Certificate<'_>) -> Option<Self> {
+        let mut names = Self { subject: rfc2253(certificate), ..Self::default() };
+        let sans = certificate.subject_alternative_name().ok()?;
+        for name in sans.iter().flat_map(|extension| &extension.value.general_names) {
             match name {
-                GeneralName::URI(uri) => leaf.uris.push((*uri).to_owned()),
-                GeneralName::DNSName(name) => leaf.dns.push((*name).to_owned()),
+                GeneralName::URI(uri) => names.uris.push((*uri).to_owned()),
+                GeneralName::DNSName(name) => names.dns.push((*name).to_owned()),
                 _ => {}
             }
         }
-        Some(leaf)
+        Some(names)
     }
 }
 
