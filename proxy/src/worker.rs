@@ -39,6 +39,9 @@ use open::{About, Ages, Cause, Facts, Open, Registry, Subject};
 use show::{Inquiry, Question};
 use turns::Turns;
 
+/// What is looked up at every request, by keys that no peer chooses: hashed quickly, and not against floods.
+pub type Lookup<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
 /// How often a worker looks after its open connections: expiry and idleness are noticed within this time.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -163,7 +166,7 @@ pub struct Worker {
     /// Whose turn it is to do a step of a handshake.
     pub turns: Turns,
     /// How many retries each upstream may still be asked for.
-    pub budgets: RefCell<HashMap<Arc<str>, Budget>>,
+    pub budgets: RefCell<Lookup<Arc<str>, Budget>>,
     elements: Elements,
     started: Instant,
 }

@@ -1,7 +1,6 @@
 //! Which endpoint next: the one of two that will probably answer sooner; the dead and the failing are skipped until they
 //! have rested. Pure; one per worker.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use postern_config::file::http;
 
 use crate::upstream::latency::PeakEwma;
 use crate::upstream::outlier::{Answer, Outlier};
+use crate::worker::Lookup;
 
 /// How long an endpoint rests after it first could not be reached; doubled with each further time.
 const FIRST_REST: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ const BAD_LATENCY: Duration = Duration::from_secs(1);
 /// What one worker knows about endpoints. Times are since the worker's start.
 #[derive(Debug, Default)]
 pub struct Balance {
-    endpoints: HashMap<Arc<str>, Health>,
+    endpoints: Lookup<Arc<str>, Health>,
     outlier: http::Outlier,
 }
 
@@ -64,7 +64,7 @@ pub struct EndpointHealth {
 impl Balance {
     /// Nothing known yet; failing endpoints are ejected as `outlier` says.
     pub fn new(outlier: http::Outlier) -> Self {
-        Self { endpoints: HashMap::new(), outlier }
+        Self { endpoints: Lookup::default(), outlier }
     }
 
     /// Every endpoint that differs from an unknown one, at `now`.

@@ -289,12 +289,12 @@ fn outlier_answer(response: &Response) -> outlier::Answer {
 /// The retry budget of an upstream at this worker.
 fn spend(worker: &Worker, to: &To<'_>, act: impl FnOnce(&mut Budget, Duration) -> bool) -> bool {
     let mut budgets = worker.budgets.borrow_mut();
-    let settings = &worker.shared.http.retries;
-    if !budgets.contains_key(to.name()) {
-        let budget = Budget::new(settings.budget_percent, settings.min_per_second);
-        budgets.insert(Arc::clone(to.name()), budget);
+    if let Some(budget) = budgets.get_mut(to.name()) {
+        return act(budget, worker.uptime());
     }
-    budgets.get_mut(to.name()).is_some_and(|budget| act(budget, worker.uptime()))
+    let settings = &worker.shared.http.retries;
+    let budget = Budget::new(settings.budget_percent, settings.min_per_second);
+    act(budgets.entry(Arc::clone(to.name())).or_insert(budget), worker.uptime())
 }
 
 fn full(over: Full) -> Refusal {

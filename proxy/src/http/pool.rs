@@ -5,7 +5,6 @@
 //! that no longer is finishes what it carries and goes.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +22,7 @@ use crate::discover::Upstream;
 use crate::snapshot::Trust;
 use crate::tls::Credentials;
 use crate::upstream::circuit::{Circuit, Permit, Resource};
-use crate::worker::Worker;
+use crate::worker::{Lookup, Worker};
 
 mod connect;
 
@@ -67,7 +66,7 @@ pub struct Key {
 /// One worker's connections.
 #[derive(Default)]
 pub struct Pool {
-    hosts: RefCell<HashMap<Key, Rc<Host>>>,
+    hosts: RefCell<Lookup<Key, Rc<Host>>>,
 }
 
 /// The connections to one address.

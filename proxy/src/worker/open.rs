@@ -1,7 +1,6 @@
 //! The register of one worker's open connections: what is needed to ask about them again, and a way to end them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use postern_config::id::SpiffeId;
 
+use super::Lookup;
 use crate::relay::Progress;
 use crate::telemetry::{Direction, Outcome};
 
@@ -82,7 +82,7 @@ pub struct Registry {
 
 #[derive(Default)]
 struct Shared {
-    entries: RefCell<HashMap<u64, Weak<Inner>>>,
+    entries: RefCell<Lookup<u64, Weak<Inner>>>,
     next: Cell<u64>,
     closing: Cell<bool>,
     /// By direction.

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use memchr::{memchr, memchr_iter, memchr2};
+
 /// A head that has no end within this size goes on as it is: the HTTP library has the same limit and answers 431.
 pub const HEAD_LIMIT: usize = 32 * 1024;
 /// A chunk's size line with its extensions.
@@ -128,18 +130,15 @@ impl Framing {
             _ => {}
         }
         let searched = if let Place::Head(searched) = self.place { searched } else { 0 };
-        // The end may straddle what was searched before.
-        let from = searched.saturating_sub(3);
-        match bytes[from..].windows(4).position(|w| w == b"\r\n\r\n") {
-            Some(at) => {
-                let end = from + at + 4;
+        let mut lines = memchr_iter(b'\n', &bytes[searched..]).map(|at| searched + at + 1);
+        match lines.clone().find(|end| bytes[..*end].ends_with(b"\r\n\r\n")) {
+            Some(end) => {
                 self.place = read_head(&bytes[..end])?;
                 Ok(Step::Pass(end))
             }
             None => {
                 // Told early, a sender of line feeds alone does not wait for an end that never comes.
-                let bare = |at: usize| bytes[at] == b'\n' && !bytes[..at].ends_with(b"\r");
-                if (searched..bytes.len()).any(bare) {
+                if lines.any(|end| !bytes[..end].ends_with(b"\r\n")) {
                     return Err(Flaw("a line of the head ends without a carriage return"));
                 }
                 if bytes.len() >= HEAD_LIMIT {
@@ -199,8 +198,7 @@ impl Framing {
 
 /// Where the line ends that `bytes` begin with; none while its end has not come.
 fn line_end(bytes: &[u8], limit: usize, too_long: &'static str) -> Result<Option<usize>, Flaw> {
-    let found = bytes.iter().take(limit + 2).position(|b| *b == b'\n');
-    match found {
+    match memchr(b'\n', &bytes[..bytes.len().min(limit + 2)]) {
         Some(at) if at > 0 && bytes[at - 1] == b'\r' => Ok(Some(at - 1)),
         Some(_) => Err(Flaw("a line ends without a carriage return")),
         // The line's own carriage return may have come.
@@ -267,7 +265,7 @@ fn request_line(line: &[u8]) -> Result<(bool, bool), Flaw> {
     if method.is_empty() || !method.iter().all(|b| b.is_ascii_uppercase() || matches!(b, b'-' | b'_')) {
         return Err(Flaw("the method is not written in capital letters"));
     }
-    if target.is_empty() || !target.iter().all(|b| b.is_ascii_graphic() && !matches!(b, b'#' | b'\\')) {
+    if target.is_empty() || has(target, |b| !b.is_ascii_graphic() || matches!(b, b'#' | b'\\')) {
         return Err(Flaw("the target has a byte that no URI has"));
     }
     match version {
@@ -279,14 +277,14 @@ fn request_line(line: &[u8]) -> Result<(bool, bool), Flaw> {
 
 /// A field line's name and value, white space around the value removed.
 fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Flaw> {
-    let Some(colon) = line.iter().position(|b| *b == b':') else {
+    let Some(colon) = memchr(b':', line) else {
         return Err(Flaw("a header line without a colon"));
     };
     let (name, value) = (&line[..colon], &line[colon + 1..]);
-    if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
+    if name.is_empty() || has(name, |b| !is_token(b)) {
         return Err(Flaw("a header name with a byte that no name has, or a folded line"));
     }
-    if value.iter().any(|b| is_control(*b)) {
+    if has(value, is_control) {
         return Err(Flaw("a control character in a header's value"));
     }
     Ok((name, value.trim_ascii()))
@@ -303,13 +301,20 @@ fn names(list: &[u8], word: &[u8]) -> bool {
     list.split(|b| *b == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(word))
 }
 
+/// Whether one of the bytes is such a one. It looks at all of them, for honest ones have none: without a way out, a loop is a few
+/// vector instructions.
+fn has(bytes: &[u8], such: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(false, |found, byte| found | such(*byte))
+}
+
 fn is_control(byte: u8) -> bool {
     (byte < b' ' && byte != b'\t') || byte == 0x7f
 }
 
 /// RFC 9110 §5.6.2.
 fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    byte.is_ascii_alphanumeric()
+        || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')
 }
 
 /// Lines that each end in CRLF.
@@ -319,7 +324,7 @@ impl<'a> Iterator for Lines<'a> {
     type Item = Result<&'a [u8], Flaw>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let end = self.0.iter().position(|b| matches!(b, b'\r' | b'\n'))?;
+        let end = memchr2(b'\r', b'\n', self.0)?;
         let line = &self.0[..end];
         match self.0[end..].strip_prefix(b"\r\n") {
             Some(rest) => {

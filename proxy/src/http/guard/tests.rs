@@ -44,6 +44,17 @@ fn good_requests_pass_whole_however_they_come() {
     }
 }
 
+/// RFC 9110 §5.6.2.
+#[test]
+fn a_name_is_made_of_the_bytes_of_a_token_and_no_others() {
+    for byte in 0..=u8::MAX {
+        let head = [&b"GET / HTTP/1.1\r\nHost: a\r\nx"[..], &[byte], b"x: y\r\n\r\n"].concat();
+        // A colon ends the name earlier.
+        let token = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:".contains(&byte);
+        assert_eq!(feed(&head, head.len()).1 == Place::Start, token, "{byte:#04x}");
+    }
+}
+
 #[test]
 fn what_two_readers_could_read_differently_is_refused_however_it_comes() {
     let head = |lines: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{lines}\r\n\r\n").into_bytes();
