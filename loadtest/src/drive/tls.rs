@@ -1,8 +1,9 @@
 //! The rig's side of TLS: one configuration for a whole measurement, built once.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use postern_config::bundle::{BundleSet, TrustBundle};
@@ -20,6 +21,9 @@ use rustls::{
 };
 
 use super::{Kx, Suite, Tls};
+
+/// For so long a chain that was verified is taken for good by its bytes.
+const SURE_FOR: Duration = Duration::from_secs(1);
 
 /// The configuration with the name that goes into the SNI.
 pub(super) fn client_config(tls: &Tls, alpn: &[&str], resume: bool) -> Result<ClientConfig> {
@@ -42,6 +46,7 @@ pub(super) fn client_config(tls: &Tls, alpn: &[&str], resume: bool) -> Result<Cl
             WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider).build()?
         }
     };
+    let verifier = Arc::new(OnceASecond { verifier, last: Mutex::default() });
     let builder = builder?.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = match (&tls.cert, &tls.key) {
         (Some(cert), Some(key)) => {
@@ -88,6 +93,73 @@ impl ResolvesClientCert for InTurn {
 
     fn has_certs(&self) -> bool {
         !self.leaves.is_empty()
+    }
+}
+
+/// Verifies the chain that a server shows once a second, and that the server holds its key each time. Verified at each handshake,
+/// a chain costs the rig more than most servers need for all of it: the rig would be what is measured.
+#[derive(Debug)]
+struct OnceASecond {
+    verifier: Arc<dyn ServerCertVerifier>,
+    last: Mutex<Option<Sure>>,
+}
+
+/// A chain that was verified.
+#[derive(Debug)]
+struct Sure {
+    chain: Vec<CertificateDer<'static>>,
+    name: ServerName<'static>,
+    since: Instant,
+}
+
+impl Sure {
+    fn holds(&self, leaf: &CertificateDer<'_>, more: &[CertificateDer<'_>], name: &ServerName<'_>) -> bool {
+        let shown = std::iter::once(leaf).chain(more).map(AsRef::as_ref);
+        self.since.elapsed() < SURE_FOR
+            && self.name == *name
+            && shown.eq(self.chain.iter().map(AsRef::<[u8]>::as_ref))
+    }
+}
+
+impl ServerCertVerifier for OnceASecond {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        more: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if ocsp.is_empty() && last().as_ref().is_some_and(|sure| sure.holds(leaf, more, name)) {
+            return Ok(ServerCertVerified::assertion());
+        }
+        let verified = self.verifier.verify_server_cert(leaf, more, name, ocsp, now)?;
+        let chain = std::iter::once(leaf).chain(more).map(|c| c.clone().into_owned()).collect();
+        *last() = Some(Sure { chain, name: name.to_owned(), since: Instant::now() });
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
     }
 }
 
@@ -188,5 +260,78 @@ impl ServerCertVerifier for Identity {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Accepts every chain but one of the leaf `bad`, and counts.
+    #[derive(Debug, Default)]
+    struct Counting(AtomicUsize);
+
+    impl ServerCertVerifier for Counting {
+        fn verify_server_cert(
+            &self,
+            leaf: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, rustls::Error> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            match leaf.as_ref() {
+                b"bad" => Err(CertificateError::BadSignature.into()),
+                _ => Ok(ServerCertVerified::assertion()),
+            }
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            unreachable!("no handshake here")
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            unreachable!("no handshake here")
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            Vec::new()
+        }
+    }
+
+    #[test]
+    fn only_the_same_chain_for_the_same_name_is_taken_for_good_and_not_for_long() {
+        let counting = Arc::new(Counting::default());
+        let once = OnceASecond { verifier: Arc::<Counting>::clone(&counting), last: Mutex::default() };
+        let shows = |chain: &[&'static str], name: &'static str| {
+            let before = counting.0.load(Ordering::Relaxed);
+            let chain: Vec<_> = chain.iter().map(|c| CertificateDer::from(c.as_bytes())).collect();
+            let name = ServerName::try_from(name).unwrap();
+            let verified = once.verify_server_cert(&chain[0], &chain[1..], &name, &[], UnixTime::now());
+            (verified.is_ok(), counting.0.load(Ordering::Relaxed) - before)
+        };
+        assert_eq!(shows(&["leaf", "ca"], "a.example"), (true, 1));
+        assert_eq!(shows(&["leaf", "ca"], "a.example"), (true, 0));
+        assert_eq!(shows(&["leaf"], "a.example"), (true, 1), "without its issuer");
+        assert_eq!(shows(&["leaf", "ca"], "a.example"), (true, 1));
+        assert_eq!(shows(&["leaf", "ca"], "b.example"), (true, 1), "another name");
+        assert_eq!(shows(&["bad", "ca"], "b.example"), (false, 1));
+        assert_eq!(shows(&["bad", "ca"], "b.example"), (false, 1), "nothing bad is remembered");
+        assert_eq!(shows(&["leaf", "ca"], "b.example"), (true, 0));
+        if let Some(sure) = &mut *once.last.lock().unwrap() {
+            sure.since -= SURE_FOR;
+        }
+        assert_eq!(shows(&["leaf", "ca"], "b.example"), (true, 1), "a second later");
     }
 }
