@@ -4,21 +4,45 @@ use std::io;
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::net::TcpStream;
 
 use crate::prefixed::Prefixed;
 use crate::telemetry::{Outcome, Record};
 use crate::tls::{Failure, Stream};
 
+/// A stream that is told of its end before it is shut down.
+pub trait Ending: AsyncRead + AsyncWrite + Unpin {
+    /// What is written from here on waits for the end of the stream and leaves with it.
+    fn ending(&self) {}
+}
+
 /// A stream whose end can be made a reset: its peer must see an error, not the end of a complete stream.
-pub trait Socketed: AsyncRead + AsyncWrite + Unpin {
+pub trait Socketed: Ending {
     /// The socket below.
     fn socket(&self) -> &TcpStream;
 
     /// Makes the coming close a reset; no close_notify is sent.
     fn reset(&self) {
         reset(self.socket());
+    }
+}
+
+impl Ending for TcpStream {}
+
+/// A pipe in memory, for tests and benches.
+impl Ending for DuplexStream {}
+
+impl Ending for Stream {
+    /// close_notify and TCP's FIN share a segment: two would cost both hosts twice.
+    fn ending(&self) {
+        hold(self.socket());
+    }
+}
+
+impl<S: Ending> Ending for Prefixed<S> {
+    fn ending(&self) {
+        self.inner().ending();
     }
 }
 
@@ -46,6 +70,12 @@ pub fn tune(tcp: &TcpStream) {
     let _ = tcp.set_nodelay(true);
 }
 
+/// Holds back what does not fill a segment until `tcp` is shut down (tcp(7), TCP_CORK: for 200 ms at most).
+fn hold(tcp: &TcpStream) {
+    // An error means that the socket is already dead, as in `tune`.
+    let _ = SockRef::from(tcp).set_tcp_cork(true);
+}
+
 /// Makes the coming close of `tcp` a reset.
 pub fn reset(tcp: &TcpStream) {
     let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
@@ -70,4 +100,27 @@ pub fn ended(
     other.reset();
     record.detail = Some(format!("broken off: {}", error.kind()));
     Outcome::Broken
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn last_words_leave_with_the_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut far, _) = listener.accept().await.unwrap();
+        tune(&near);
+        hold(&near);
+        near.write_all(b"farewell").await.unwrap();
+        near.shutdown().await.unwrap();
+        assert!(SockRef::from(&near).tcp_cork().unwrap());
+        let mut heard = Vec::new();
+        far.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"farewell");
+    }
 }

@@ -13,6 +13,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::buffers::{Buffer, Size};
+use crate::finish::Ending;
 
 #[cfg(test)]
 mod tests;
@@ -29,8 +30,8 @@ pub trait Progress {
 /// Relays until both directions have ended or one fails.
 pub async fn relay<A, B>(a: &mut A, b: &mut B, progress: &impl Progress) -> io::Result<()>
 where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    A: Ending,
+    B: Ending,
 {
     let mut up = Flow::default();
     let mut down = Flow::default();
@@ -92,7 +93,7 @@ impl Flow {
     ) -> io::Result<Poll<()>>
     where
         R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        W: Ending,
     {
         loop {
             let step = match self.state {
@@ -184,7 +185,8 @@ impl Flow {
         Ok(())
     }
 
-    fn close<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, writer: &mut W) -> Poll<io::Result<()>> {
+    fn close(&mut self, cx: &mut Context<'_>, writer: &mut impl Ending) -> Poll<io::Result<()>> {
+        writer.ending();
         match ready!(Pin::new(writer).poll_shutdown(cx)) {
             // The other side has gone already: there is nobody left to tell.
             Err(e) if e.kind() != io::ErrorKind::NotConnected => return Poll::Ready(Err(e)),

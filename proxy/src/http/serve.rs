@@ -140,6 +140,7 @@ where
             Ended { outcome: Outcome::Completed, detail: None, tunnel }
         }
         Ok(()) => {
+            stream.ending();
             let _ = timeout(GOODBYE, stream.shutdown()).await;
             Ended::by(Outcome::Completed)
         }
@@ -150,6 +151,7 @@ where
             broken(&error)
         }
         Err(error) => {
+            stream.ending();
             let _ = timeout(GOODBYE, stream.shutdown()).await;
             broken(&error)
         }

@@ -1,6 +1,6 @@
 //! The relay against in-memory streams: everything arrives, half-close passes, errors stay errors.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 
@@ -73,6 +73,8 @@ async fn a_server_may_speak_first_and_close_first() {
 /// A stream whose reads fail, as TLS does when the peer goes without a close_notify.
 struct Truncated;
 
+impl Ending for Truncated {}
+
 impl AsyncRead for Truncated {
     fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
@@ -100,13 +102,49 @@ async fn a_truncated_side_is_an_error_and_never_an_orderly_end() {
     assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
 }
 
+/// A writer that takes everything and notes how it was ended.
+#[derive(Default)]
+struct Sink {
+    taken: usize,
+    calls: RefCell<Vec<&'static str>>,
+}
+
+impl Ending for Sink {
+    fn ending(&self) {
+        self.calls.borrow_mut().push("ending");
+    }
+}
+
+impl AsyncRead for Sink {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for Sink {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.taken += buf.len();
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.calls.borrow_mut().push("shutdown");
+        Poll::Ready(Ok(()))
+    }
+}
+
 #[test]
 fn buffers_grow_with_traffic_and_are_held_only_while_something_is_in_them() {
     let mut flow = Flow::default();
     let mut cx = Context::from_waker(std::task::Waker::noop());
     let mut plenty: &[u8] = &vec![1; 1 << 20];
-    let mut sink = tokio::io::sink();
+    let mut sink = Sink::default();
     assert!(matches!(flow.poll(&mut cx, &mut plenty, &mut sink, |_| {}), Ok(Poll::Ready(()))));
+    assert_eq!(*sink.calls.borrow(), ["ending", "shutdown"], "told before it is shut down");
     assert!(flow.size > Size::Small);
     assert!(flow.held.is_none());
     let (_open, mut silent) = duplex(64);
@@ -135,16 +173,19 @@ impl AsyncRead for Breaks {
 #[test]
 fn what_came_before_an_error_is_written_before_it_is_reported() {
     for size in [1, PLENTY, PLENTY + 1] {
-        let (mut flow, mut written) = (Flow::default(), Vec::new());
+        let (mut flow, mut written) = (Flow::default(), Sink::default());
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let mut reader = Breaks(Some(vec![7; size]));
         let error = flow.poll(&mut cx, &mut reader, &mut written, |_| {}).unwrap_err();
-        assert_eq!((error.kind(), written.len()), (io::ErrorKind::ConnectionReset, size));
+        assert_eq!((error.kind(), written.taken), (io::ErrorKind::ConnectionReset, size));
+        assert!(written.calls.borrow().is_empty(), "an error is no orderly end");
     }
 }
 
 /// Two streams that are never at a loss: each read brings bytes and each write takes them.
 struct Endless;
+
+impl Ending for Endless {}
 
 impl AsyncRead for Endless {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
