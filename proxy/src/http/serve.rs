@@ -140,8 +140,7 @@ where
             Ended { outcome: Outcome::Completed, detail: None, tunnel }
         }
         Ok(()) => {
-            stream.ending();
-            let _ = timeout(GOODBYE, stream.shutdown()).await;
+            goodbye(&mut stream).await;
             Ended::by(Outcome::Completed)
         }
         // The answer broke off where it came from. To a client of HTTP/1.0 the end of the connection is the end of the
@@ -151,11 +150,16 @@ where
             broken(&error)
         }
         Err(error) => {
-            stream.ending();
-            let _ = timeout(GOODBYE, stream.shutdown()).await;
+            goodbye(&mut stream).await;
             broken(&error)
         }
     }
+}
+
+/// Tells the peer of an orderly end.
+async fn goodbye(stream: &mut impl Socketed) {
+    stream.ending();
+    let _ = timeout(GOODBYE, stream.shutdown()).await;
 }
 
 async fn http2<S, H>(

@@ -70,58 +70,34 @@ async fn a_server_may_speak_first_and_close_first() {
     assert_eq!((greeting.as_str(), rest.as_str()), ("220 hello", "still here"));
 }
 
-/// A stream whose reads fail, as TLS does when the peer goes without a close_notify.
-struct Truncated;
+type Read = fn(&mut Context<'_>, &mut ReadBuf<'_>) -> Poll<io::Result<()>>;
 
-impl Ending for Truncated {}
-
-impl AsyncRead for Truncated {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
-    }
-}
-
-impl AsyncWrite for Truncated {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(buf.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-#[tokio::test]
-async fn a_truncated_side_is_an_error_and_never_an_orderly_end() {
-    let (_client, mut a) = duplex(64);
-    let error = relay(&mut a, &mut Truncated, &Count::default()).await.unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
-}
-
-/// A writer that takes everything and notes how it was ended.
-#[derive(Default)]
-struct Sink {
+/// A stream that reads as it is told, takes everything, and notes how it was ended.
+struct Takes {
+    read: Read,
     taken: usize,
     calls: RefCell<Vec<&'static str>>,
 }
 
-impl Ending for Sink {
+impl Takes {
+    fn reading(read: Read) -> Self {
+        Self { read, taken: 0, calls: RefCell::default() }
+    }
+}
+
+impl Ending for Takes {
     fn ending(&self) {
         self.calls.borrow_mut().push("ending");
     }
 }
 
-impl AsyncRead for Sink {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Poll::Pending
+impl AsyncRead for Takes {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        (self.read)(cx, buf)
     }
 }
 
-impl AsyncWrite for Sink {
+impl AsyncWrite for Takes {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.taken += buf.len();
         Poll::Ready(Ok(buf.len()))
@@ -137,12 +113,21 @@ impl AsyncWrite for Sink {
     }
 }
 
+#[tokio::test]
+async fn a_truncated_side_is_an_error_and_never_an_orderly_end() {
+    let (_client, mut a) = duplex(64);
+    // As TLS fails when the peer goes without a close_notify.
+    let mut truncated = Takes::reading(|_, _| Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())));
+    let error = relay(&mut a, &mut truncated, &Count::default()).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+}
+
 #[test]
 fn buffers_grow_with_traffic_and_are_held_only_while_something_is_in_them() {
     let mut flow = Flow::default();
     let mut cx = Context::from_waker(std::task::Waker::noop());
     let mut plenty: &[u8] = &vec![1; 1 << 20];
-    let mut sink = Sink::default();
+    let mut sink = Takes::reading(|_, _| Poll::Pending);
     assert!(matches!(flow.poll(&mut cx, &mut plenty, &mut sink, |_| {}), Ok(Poll::Ready(()))));
     assert_eq!(*sink.calls.borrow(), ["ending", "shutdown"], "told before it is shut down");
     assert!(flow.size > Size::Small);
@@ -173,7 +158,7 @@ impl AsyncRead for Breaks {
 #[test]
 fn what_came_before_an_error_is_written_before_it_is_reported() {
     for size in [1, PLENTY, PLENTY + 1] {
-        let (mut flow, mut written) = (Flow::default(), Sink::default());
+        let (mut flow, mut written) = (Flow::default(), Takes::reading(|_, _| Poll::Pending));
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let mut reader = Breaks(Some(vec![7; size]));
         let error = flow.poll(&mut cx, &mut reader, &mut written, |_| {}).unwrap_err();
@@ -182,39 +167,20 @@ fn what_came_before_an_error_is_written_before_it_is_reported() {
     }
 }
 
-/// Two streams that are never at a loss: each read brings bytes and each write takes them.
-struct Endless;
-
-impl Ending for Endless {}
-
-impl AsyncRead for Endless {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // As sockets do: tokio makes a task that works on and on pause here.
-        ready!(tokio::task::coop::poll_proceed(cx)).made_progress();
-        buf.advance(buf.remaining());
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Endless {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Poll::Ready(Ok(buf.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
 #[tokio::test]
 async fn a_busy_direction_leaves_room_for_the_other() {
     let count = Count::default();
     let mut turns = 0;
-    let relaying = async { relay(&mut Endless, &mut Endless, &count).await };
+    // Never at a loss: each read brings bytes and each write takes them.
+    let endless = || {
+        Takes::reading(|cx, buf| {
+            // As sockets do: tokio makes a task that works on and on pause here.
+            ready!(tokio::task::coop::poll_proceed(cx)).made_progress();
+            buf.advance(buf.remaining());
+            Poll::Ready(Ok(()))
+        })
+    };
+    let relaying = async { relay(&mut endless(), &mut endless(), &count).await };
     tokio::pin!(relaying);
     poll_fn(|cx| {
         turns += 1;
