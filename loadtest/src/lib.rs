@@ -8,6 +8,7 @@
 //! Nothing here imports a plane: what a process does not show to an operator, no test may rely on.
 
 pub mod app;
+mod believe;
 pub mod compare;
 pub mod demo;
 pub mod drive;

@@ -9,18 +9,17 @@ use anyhow::{Context as _, Result, ensure};
 use postern_config::bundle::{BundleSet, TrustBundle};
 use postern_config::id::SpiffeId;
 use postern_config::revocation::Revocations;
-use postern_config::svid::{self, Algorithms, Role, VerifyError};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use postern_config::svid::{self, Role};
+use rustls::client::danger::ServerCertVerifier as _;
 use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::{CertifiedKey, SigningKey};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme,
-};
+use rustls::{ClientConfig, RootCertStore, SignatureScheme};
 
 use super::{Kx, Suite, Tls};
+use crate::believe::{self, Believer, Judge, Shown};
 
 /// For so long a chain that was verified is taken for good by its bytes.
 const SURE_FOR: Duration = Duration::from_secs(1);
@@ -36,17 +35,18 @@ pub(super) fn client_config(tls: &Tls, alpn: &[&str], resume: bool) -> Result<Cl
         Some(_) => builder.with_protocol_versions(&[&rustls::version::TLS13]),
         None => builder.with_safe_default_protocol_versions(),
     };
-    let verifier: Arc<dyn ServerCertVerifier> = match &tls.spiffe_id {
-        Some(id) => Arc::new(Identity::new(id, roots, &provider)?),
+    let judge: Box<dyn Judge> = match &tls.spiffe_id {
+        Some(id) => Box::new(Identity::new(id, roots, &provider)?),
         None => {
             let mut store = RootCertStore::empty();
             for root in roots {
                 store.add(root).with_context(|| format!("{}: no CA", tls.ca.display()))?;
             }
-            WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider).build()?
+            Box::new(WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider).build()?)
         }
     };
-    let verifier = Arc::new(OnceASecond { verifier, last: Mutex::default() });
+    let judge = OnceASecond { judge, last: Mutex::default() };
+    let verifier = Arc::new(Believer { judge, provider: Arc::clone(&own) });
     let builder = builder?.dangerous().with_custom_certificate_verifier(verifier);
     let mut config = match (&tls.cert, &tls.key) {
         (Some(cert), Some(key)) => {
@@ -96,11 +96,11 @@ impl ResolvesClientCert for InTurn {
     }
 }
 
-/// Verifies the chain that a server shows once a second, and that the server holds its key each time. Verified at each handshake,
-/// a chain costs the rig more than most servers need for all of it: the rig would be what is measured.
+/// Has the chain that a server shows judged once a second. Judged at each handshake, a chain costs the rig more than most servers
+/// need for all of it: the rig would be what is measured.
 #[derive(Debug)]
 struct OnceASecond {
-    verifier: Arc<dyn ServerCertVerifier>,
+    judge: Box<dyn Judge>,
     last: Mutex<Option<Sure>>,
 }
 
@@ -113,53 +113,28 @@ struct Sure {
 }
 
 impl Sure {
-    fn holds(&self, leaf: &CertificateDer<'_>, more: &[CertificateDer<'_>], name: &ServerName<'_>) -> bool {
-        let shown = std::iter::once(leaf).chain(more).map(AsRef::as_ref);
-        self.since.elapsed() < SURE_FOR
-            && self.name == *name
-            && shown.eq(self.chain.iter().map(AsRef::<[u8]>::as_ref))
+    fn holds(&self, shown: &Shown<'_>) -> bool {
+        self.since.elapsed() < SURE_FOR && self.name == *shown.name && shown.chain().eq(&self.chain)
     }
 }
 
-impl ServerCertVerifier for OnceASecond {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        more: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
+impl Judge for OnceASecond {
+    fn judge(&self, shown: &Shown<'_>) -> Result<(), rustls::Error> {
         let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if ocsp.is_empty() && last().as_ref().is_some_and(|sure| sure.holds(leaf, more, name)) {
-            return Ok(ServerCertVerified::assertion());
+        if shown.ocsp.is_empty() && last().as_ref().is_some_and(|sure| sure.holds(shown)) {
+            return Ok(());
         }
-        let verified = self.verifier.verify_server_cert(leaf, more, name, ocsp, now)?;
-        let chain = std::iter::once(leaf).chain(more).map(|c| c.clone().into_owned()).collect();
-        *last() = Some(Sure { chain, name: name.to_owned(), since: Instant::now() });
-        Ok(verified)
+        self.judge.judge(shown)?;
+        let chain = shown.chain().map(|c| c.clone().into_owned()).collect();
+        *last() = Some(Sure { chain, name: shown.name.to_owned(), since: Instant::now() });
+        Ok(())
     }
+}
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.verify_tls12_signature(message, certificate, signature)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.verify_tls13_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
+/// By the names in the certificate, under the given roots.
+impl Judge for Arc<WebPkiServerVerifier> {
+    fn judge(&self, shown: &Shown<'_>) -> Result<(), rustls::Error> {
+        self.verify_server_cert(shown.leaf, shown.more, shown.name, shown.ocsp, shown.now).map(drop)
     }
 }
 
@@ -203,123 +178,50 @@ impl Identity {
         let bundle = TrustBundle::new(expected.trust_domain().clone(), 0, roots).context("the CA")?;
         Ok(Self { expected, bundles: [bundle].into_iter().collect(), provider: Arc::clone(provider) })
     }
-
-    fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<(), VerifyError> {
-        let signatures = self.provider.signature_verification_algorithms.all;
-        let algorithms = Algorithms { signatures, sha256 };
-        let none = Revocations::default();
-        let peer = svid::verify(chain, &self.bundles, &none, Role::Server, UnixTime::now(), algorithms)?;
-        if peer.id == self.expected {
-            return Ok(());
-        }
-        Err(VerifyError::WrongIdentity { presented: peer.id, expected: self.expected.clone() })
-    }
 }
 
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut digest = [0; 32];
-    digest.copy_from_slice(::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, bytes).as_ref());
-    digest
-}
-
-impl ServerCertVerifier for Identity {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        more: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let chain: Vec<_> = std::iter::once(leaf).chain(more).cloned().collect();
-        match self.judge(&chain) {
-            Ok(()) => Ok(ServerCertVerified::assertion()),
-            Err(why) => Err(CertificateError::Other(OtherError(Arc::new(why))).into()),
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, known)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, known)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+impl Judge for Identity {
+    fn judge(&self, shown: &Shown<'_>) -> Result<(), rustls::Error> {
+        let chain: Vec<_> = shown.chain().cloned().collect();
+        let (none, algorithms) = (Revocations::default(), believe::algorithms(&self.provider));
+        let found = svid::verify(&chain, &self.bundles, &none, Role::Server, shown.now, algorithms);
+        believe::only(&self.expected, found)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use rustls::CertificateError;
+    use rustls::pki_types::UnixTime;
+
     use super::*;
 
     /// Accepts every chain but one of the leaf `bad`, and counts.
     #[derive(Debug, Default)]
-    struct Counting(AtomicUsize);
+    struct Counting(Arc<AtomicUsize>);
 
-    impl ServerCertVerifier for Counting {
-        fn verify_server_cert(
-            &self,
-            leaf: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, rustls::Error> {
+    impl Judge for Counting {
+        fn judge(&self, shown: &Shown<'_>) -> Result<(), rustls::Error> {
             self.0.fetch_add(1, Ordering::Relaxed);
-            match leaf.as_ref() {
+            match shown.leaf.as_ref() {
                 b"bad" => Err(CertificateError::BadSignature.into()),
-                _ => Ok(ServerCertVerified::assertion()),
+                _ => Ok(()),
             }
-        }
-
-        fn verify_tls12_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            unreachable!("no handshake here")
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            unreachable!("no handshake here")
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            Vec::new()
         }
     }
 
     #[test]
     fn only_the_same_chain_for_the_same_name_is_taken_for_good_and_not_for_long() {
-        let counting = Arc::new(Counting::default());
-        let once = OnceASecond { verifier: Arc::<Counting>::clone(&counting), last: Mutex::default() };
+        let counted = Arc::new(AtomicUsize::new(0));
+        let judge = Box::new(Counting(Arc::clone(&counted)));
+        let once = OnceASecond { judge, last: Mutex::default() };
         let shows = |chain: &[&'static str], name: &'static str| {
-            let before = counting.0.load(Ordering::Relaxed);
+            let before = counted.load(Ordering::Relaxed);
             let chain: Vec<_> = chain.iter().map(|c| CertificateDer::from(c.as_bytes())).collect();
             let name = ServerName::try_from(name).unwrap();
-            let verified = once.verify_server_cert(&chain[0], &chain[1..], &name, &[], UnixTime::now());
-            (verified.is_ok(), counting.0.load(Ordering::Relaxed) - before)
+            let now = UnixTime::now();
+            let shown = Shown { leaf: &chain[0], more: &chain[1..], name: &name, ocsp: &[], now };
+            (once.judge(&shown).is_ok(), counted.load(Ordering::Relaxed) - before)
         };
         assert_eq!(shows(&["leaf", "ca"], "a.example"), (true, 1));
         assert_eq!(shows(&["leaf", "ca"], "a.example"), (true, 0));

@@ -7,11 +7,12 @@ use postern_config::bundle::{BundleSet, TrustBundle};
 use postern_config::enroll::Pin;
 use postern_config::id::{SpiffeId, TrustDomain};
 use postern_config::revocation::Revocations;
-use postern_config::svid::{self, Algorithms, Anchor, Peer, Role, VerifyError};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use postern_config::svid::{self, Anchor, Peer, Role, VerifyError};
+use rustls::ClientConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, SignatureScheme};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+
+use crate::believe::{self, Believer, Judge, Shown};
 
 /// As the real proxy has it: AES-128 first, X25519 with and without its post-quantum half.
 static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
@@ -56,7 +57,8 @@ pub(super) struct Trust {
 impl Trust {
     /// Whose chain this is, judged by what is held now.
     pub(super) fn verify(&self, chain: &[CertificateDer<'_>], role: Role) -> Result<Peer, VerifyError> {
-        svid::verify(chain, &self.bundles, &self.revoked, role, UnixTime::now(), algorithms())
+        let algorithms = believe::algorithms(&PROVIDER);
+        svid::verify(chain, &self.bundles, &self.revoked, role, UnixTime::now(), algorithms)
     }
 }
 
@@ -74,10 +76,11 @@ pub(super) fn client_config(
     expected: Expected,
     own: Option<&Credentials>,
 ) -> Result<ClientConfig, rustls::Error> {
+    let verifier = Believer { judge: expected, provider: Arc::clone(&PROVIDER) };
     let builder = ClientConfig::builder_with_provider(Arc::clone(&PROVIDER))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Verifier(expected)));
+        .with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match own {
         None => builder.with_no_client_auth(),
         Some(own) => {
@@ -90,80 +93,30 @@ pub(super) fn client_config(
     Ok(config)
 }
 
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut digest = [0; 32];
-    digest.copy_from_slice(::aws_lc_rs::digest::digest(&::aws_lc_rs::digest::SHA256, bytes).as_ref());
-    digest
-}
-
-fn algorithms() -> Algorithms<'static> {
-    Algorithms { signatures: PROVIDER.signature_verification_algorithms.all, sha256 }
-}
-
-#[derive(Debug)]
-struct Verifier(Expected);
-
-impl Verifier {
-    fn judge(&self, chain: &[CertificateDer<'_>]) -> Result<(), VerifyError> {
-        let (peer, expected) = match &self.0 {
-            Expected::Pinned { trust_domain, pins } => {
-                let root = chain.iter().find_map(|der| {
-                    let anchor = Anchor::new(der.clone().into_owned()).ok()?;
-                    pins.contains(&Pin(sha256(anchor.spki()))).then(|| der.clone().into_owned())
-                });
-                let root = root.ok_or(VerifyError::RootNotPinned)?;
-                let bundle = TrustBundle::new(trust_domain.clone(), 0, [root])
-                    .map_err(|_| VerifyError::RootNotPinned)?;
-                let bundles = Arc::new([bundle].into_iter().collect());
-                let trust = Trust { bundles, revoked: Arc::default() };
-                (trust.verify(chain, Role::Server)?, trust_domain.control_plane())
+impl Judge for Expected {
+    fn judge(&self, shown: &Shown<'_>) -> Result<(), rustls::Error> {
+        let chain: Vec<_> = shown.chain().cloned().collect();
+        match self {
+            Self::Pinned { trust_domain, pins } => {
+                let found = pinned(&chain, trust_domain, pins).and_then(|t| t.verify(&chain, Role::Server));
+                believe::only(&trust_domain.control_plane(), found)
             }
-            Expected::Known { trust, control } => (trust.verify(chain, Role::Server)?, control.clone()),
-        };
-        if peer.id == expected {
-            Ok(())
-        } else {
-            Err(VerifyError::WrongIdentity { presented: peer.id, expected })
+            Self::Known { trust, control } => believe::only(control, trust.verify(&chain, Role::Server)),
         }
     }
 }
 
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        more: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let chain: Vec<_> = std::iter::once(leaf).chain(more).cloned().collect();
-        match self.judge(&chain) {
-            Ok(()) => Ok(ServerCertVerified::assertion()),
-            Err(why) => Err(CertificateError::Other(OtherError(Arc::new(why))).into()),
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.3 alone is offered".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &PROVIDER.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, known)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        PROVIDER.signature_verification_algorithms.supported_schemes()
-    }
+/// Trust in the root of a chain that one of the pins is for.
+fn pinned(
+    chain: &[CertificateDer<'_>],
+    trust_domain: &TrustDomain,
+    pins: &[Pin],
+) -> Result<Trust, VerifyError> {
+    let root = chain.iter().find_map(|der| {
+        let anchor = Anchor::new(der.clone().into_owned()).ok()?;
+        pins.contains(&Pin(believe::sha256(anchor.spki()))).then(|| der.clone().into_owned())
+    });
+    let root = root.ok_or(VerifyError::RootNotPinned)?;
+    let bundle = TrustBundle::new(trust_domain.clone(), 0, [root]).map_err(|_| VerifyError::RootNotPinned)?;
+    Ok(Trust { bundles: Arc::new([bundle].into_iter().collect()), revoked: Arc::default() })
 }
