@@ -5,7 +5,7 @@
 //! [`Table::Fair`] all of them speak TLS 1.3 with X25519, AES-128-GCM and P-256 on both sides, give no tickets and log no
 //! requests; with [`Table::Defaults`] each has its own settings wherever mutual TLS does not need another.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 
-use crate::mesh::{Directory, Process, READY, until};
+use crate::mesh::{Directory, Process, READY, free_port, until};
 
 mod copy;
 mod envoy;
@@ -187,6 +187,7 @@ impl Server {
         }
         let dir = Directory::new()?;
         let launch = |side: Side| {
+            // None of these programs says which port it took.
             let stand = Stand { setting, side, listen: free_port()?, dir: dir.path(), pki };
             let command = match kind {
                 Kind::Envoy => envoy::command(&stand)?,
@@ -289,12 +290,6 @@ fn on(cpus: Option<&str>, command: Command) -> Command {
     let mut pinned = Command::new("taskset");
     pinned.args(["-c", cpus]).arg(command.get_program()).args(command.get_args());
     pinned
-}
-
-/// A port that was free a moment ago: none of these programs says which one it took.
-fn free_port() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free loopback port")?;
-    Ok(listener.local_addr()?)
 }
 
 fn listening(process: &mut Process, address: SocketAddr) -> Result<()> {

@@ -1,7 +1,6 @@
 //! A PostgreSQL of one's own: Debian's server on a loopback port, durable as in earnest, ended with its handle.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::{User, geteuid};
 
-use super::{Directory, Process, READY, until};
+use super::{Directory, Process, READY, free_port, until};
 
 /// The package's own user: the server refuses to run as root.
 const USER: &str = "postgres";
@@ -36,9 +35,7 @@ impl Postgres {
         if let Some(user) = unprivileged()? {
             chown(dir.path(), Some(user.uid.as_raw()), Some(user.gid.as_raw()))?;
         }
-        let chosen = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let port = chosen.local_addr()?.port();
-        drop(chosen);
+        let port = free_port()?.port();
         let mut postgres = Self { programs, port, process: None, dir };
         let mut init = postgres.command("initdb")?;
         init.args(["--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-sync", "-D"]);

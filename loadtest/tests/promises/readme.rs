@@ -2,12 +2,11 @@
 //! addresses in place of the example's.
 
 use std::fmt::Write as _;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
 use postern_loadtest::app::App;
-use postern_loadtest::mesh::{Binaries, Directory};
+use postern_loadtest::mesh::{Binaries, Directory, free_port};
 
 /// The commands of the console blocks between two headings, each with its here-document.
 fn commands(page: &str, from: &str, to: &str) -> Vec<String> {
@@ -53,17 +52,13 @@ fn script(commands: &[String]) -> String {
     script
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 #[test]
 fn the_readmes_example_in_front_of_nginx_works_as_it_is_printed() {
     let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
     let commands = commands(&page, "## In front of your own program: nginx", "## … and redis");
     assert!(commands.len() >= 9, "the example has moved: {commands:#?}");
     let (app, dir) = (App::http("hello from the shop").unwrap(), Directory::new().unwrap());
-    let [control, sidecar, local] = [free_port(), free_port(), free_port()];
+    let [control, sidecar, local] = std::array::from_fn(|_| free_port().unwrap().port());
     let here = script(&commands)
         .replace("--advertise control.corp.example:7443", &format!("--listen 127.0.0.1:{control}"))
         .replace("10.0.0.7:15006", &format!("127.0.0.1:{sidecar}"))

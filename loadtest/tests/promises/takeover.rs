@@ -1,7 +1,7 @@
 //! One process after another on the same sockets: nobody who connects notices.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use postern_loadtest::app::App;
 use postern_loadtest::http;
 use postern_loadtest::load::Tally;
-use postern_loadtest::mesh::{Binaries, Mesh, Sidecar, SidecarOptions, until};
+use postern_loadtest::mesh::{Binaries, Mesh, Sidecar, SidecarOptions, free_port, until};
 
 const PER_SECOND: u32 = 60;
 
@@ -362,7 +362,7 @@ while True:
 fn a_restart_under_socket_activation_fails_no_request() {
     let mesh = Mesh::start().unwrap();
     let app = keeping_app();
-    let [inbound, metrics] = [free(), free()];
+    let [inbound, metrics] = [free_port().unwrap(), free_port().unwrap()];
     let mut options = lasting(&mesh, mesh.options("shop").unwrap().inbound(app.address(), Some("shop")));
     options.inbound[0].0 = inbound;
     options.metrics = metrics;
@@ -390,11 +390,6 @@ fn a_restart_under_socket_activation_fails_no_request() {
         .filter(|l| l["message"] == "a socket was passed by socket activation")
         .count();
     assert_eq!(passed, 2 * 3, "each of three processes got both");
-}
-
-/// A free port, for a moment.
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// How many sockets a process holds.

@@ -1,13 +1,13 @@
 //! Certificates by ACME, from Debian's `pebble`: obtained by each challenge, kept over a restart, renewed under traffic.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use postern_loadtest::app::App;
-use postern_loadtest::mesh::{Mesh, Process, Sidecar, until};
+use postern_loadtest::mesh::{Mesh, Process, Sidecar, free_port, until};
 use serde_json::json;
 
 use super::edge::{Ca, Seen, curl, s_client, start};
@@ -16,11 +16,6 @@ use crate::support::SOON;
 
 /// For an order: the server looks twice a second at what it is waiting for.
 const ORDER: Duration = Duration::from_secs(40);
-
-/// A free loopback port, which nobody holds any more.
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
 
 /// An ACME server that finds every name at 127.0.0.1, and a gateway of whose ports it knows.
 struct Stage {
@@ -43,7 +38,8 @@ impl Stage {
         let app = App::http("hello").unwrap();
         let shop = mesh.options("shop").unwrap().inbound(app.address(), Some("shop")).protocol("http");
         let shop = (app, mesh.server_with(shop).unwrap());
-        let [https, http, acme, management, dns, dns_management] = std::array::from_fn(|_| free());
+        let [https, http, acme, management, dns, dns_management] =
+            std::array::from_fn(|_| free_port().unwrap());
         let ca = Ca::new("acme server");
         let pair = ca.server(&dir.join("acme-server"), &["localhost"]);
         let config = json!({ "pebble": {
@@ -165,7 +161,11 @@ fn a_certificate_is_obtained_by_each_challenge_and_kept_over_a_restart() {
     let issuers = [
         stage.issuer("alpn", &stage.directory, "tls-alpn-01"),
         stage.issuer("page", &stage.directory, "http-01"),
-        stage.issuer("dead", &format!("https://localhost:{}/dir", free().port()), "tls-alpn-01"),
+        stage.issuer(
+            "dead",
+            &format!("https://localhost:{}/dir", free_port().unwrap().port()),
+            "tls-alpn-01",
+        ),
     ];
     let hosts = [("a.acme.test, b.acme.test", "alpn"), ("c.acme.test", "page"), ("d.acme.test", "dead")];
     let mut gateway = stage.gateway(&issuers, &hosts);
@@ -234,7 +234,7 @@ fn a_certificate_is_renewed_in_time_and_no_request_notices() {
 fn an_issuer_that_cannot_reach_the_name_is_heard_and_a_storage_for_everybody_refused() {
     let stage = Stage::new(86_400);
     // The server looks at ports where nobody is.
-    let (https, http) = (free(), free());
+    let (https, http) = (free_port().unwrap(), free_port().unwrap());
     let elsewhere = Stage { https, http, ..stage };
     let issuer = elsewhere.issuer("le", &elsewhere.directory, "http-01");
     let gateway = elsewhere.gateway(std::slice::from_ref(&issuer), &[("a.acme.test", "le")]);

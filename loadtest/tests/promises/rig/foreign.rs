@@ -1,13 +1,13 @@
 //! Foreign servers under the rig's engine: mutual TLS by OpenSSL and by nginx.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use postern_loadtest::drive::{self, Load, Outcome, Plan, Reason, Tls};
-use postern_loadtest::mesh::{Directory, Process, until};
+use postern_loadtest::mesh::{Directory, Process, free_port, until};
 use postern_loadtest::scenario::{Protocol, Scenario};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -59,18 +59,13 @@ impl Pki {
     }
 }
 
-/// A port that nobody else has at this moment.
-pub(super) fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
-}
-
 pub(super) fn listens(address: SocketAddr) {
     until(SOON, || TcpStream::connect(address).ok()).expect("it listens");
 }
 
 /// `openssl s_server` that wants a certificate and answers HTTP with a page of its own, one connection at a time.
 pub(super) fn openssl(pki: &Pki, more: &[&str]) -> (Process, SocketAddr) {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    let address = free_port().unwrap();
     let mut command = Command::new("openssl");
     command.args(["s_server", "-quiet", "-tls1_3", "-www", "-Verify", "2", "-verify_return_error"]);
     command.args(["-accept", &address.to_string()]).args(more);
@@ -84,7 +79,7 @@ pub(super) fn openssl(pki: &Pki, more: &[&str]) -> (Process, SocketAddr) {
 
 /// nginx with two workers that wants a certificate and answers with ten bytes.
 pub(super) fn nginx(pki: &Pki) -> (Process, SocketAddr) {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    let address = free_port().unwrap();
     let dir = pki.dir.display();
     let config = format!(
         "daemon off; worker_processes 2; pid {dir}/nginx.pid; error_log {dir}/nginx.err;
@@ -204,7 +199,7 @@ fn each_failure_has_its_word() {
         outcome.failures.into_keys().collect::<Vec<_>>()
     };
     let good = || pki.client();
-    let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    let nobody = free_port().unwrap();
     assert_eq!(words(good(), nobody, Scenario::Handshake), [Reason::Refused]);
     let other_ca = Tls { ca: pki.path("other.pem"), ..good() };
     assert_eq!(words(other_ca, address, Scenario::Handshake), [Reason::UnknownIssuer]);
